@@ -1,0 +1,1 @@
+"""First-party decompositions, registered through entry points like anyone's."""

@@ -1,0 +1,77 @@
+"""Automatically differentiable tensor network (ADTN): a brick wall of small gates that generates the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TypeAlias
+
+from tnc import Decomposition, Network
+from tnc.contract import ACTIVATIONS
+from tnc.errors import RankError, WeightError
+from tnc.typing import Array, Rank, Shape
+from tnc_plugins.brickwall import first, sites, train, wall
+from tnc_plugins.gates import deepen, widen
+
+__all__ = ["ADTN"]
+
+Progress: TypeAlias = Callable[[int, int, float], None] | None
+
+
+@dataclass(frozen=True)
+class ADTN(Decomposition):
+    """``W = L_M s(... s(L_1 v))``: Q sites of size d, ``v = [1, 0, ...]`` at each, layers of Q - 1 gates d x d x d x d.
+
+    Gates of the first column keep d x d: ``d^2 floor(Q/2) + d^4 (floor((Q-1)/2) + (Q-1) (M-1))`` parameters, 424 for
+    512 -> 4096 -> 4096 at M = 1. Every axis is padded to a power of d; a fit masks the padding.
+
+    A generator to train in its network, not an approximator: M = 1 is a tensor train of rank d (fitted in closed
+    form; a matrix of rank at most d^2), more is fitted by gradient, and at equal parameters a truncated SVD has the
+    smaller Frobenius error for most trained weights.
+
+    Parameters
+    ----------
+    depth : int, optional
+        Layers M, whatever the rank. With None the rank is the depth, at most 16.
+    activation : str
+        ``s``: a key of `tnc.contract.ACTIVATIONS`. The last layer is linear.
+    dimension : int
+        d.
+    steps : int, optional
+        Of the gradient fit; by default at most 800, fewer for large weights.
+
+    References
+    ----------
+    Qing, Li, Zhou and Ran (2025), arXiv 2305.06058.
+    """
+
+    depth: int | None = 1
+    activation: str = "relu"
+    dimension: int = 2
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        least = min(n if n is not None else 1 for n in (self.depth, self.steps))
+        if least < 1 or self.dimension < 2 or self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise WeightError(f"{self}: depth and steps of at least 1, a dimension of at least 2 and one of {known}")
+
+    def network(self, shape: Shape, rank: Rank) -> Network:
+        """``"m0 r1, r2 n1, m1 n0 r1 r2 -> (m0 m1) (n0 n1)"`` for a 4 x 4 matrix at depth 1."""
+        if not isinstance(rank, Integral) or rank < 1:
+            raise RankError(f"rank {rank!r}: {self} takes a whole number of at least 1, its depth where none is stated")
+        axes = sites(shape, self.dimension)
+        if sum(map(len, axes)) < 2:
+            raise WeightError(f"a weight of shape {tuple(shape)} has fewer than two sites for {self}")
+        return wall(axes, self.dimension, self.depth or min(int(rank), 16), self.activation)
+
+    def fit(
+        self, x: Array, network: Network, *, seed: int = 0, metric: Array | None = None, progress: Progress = None
+    ) -> list[Array]:
+        """Closed form at depth 1, gradient beyond; `progress` gets the step, the number of steps and the error."""
+        bottom = first(network)
+        exact = super().fit(x, train(bottom), seed=seed, metric=metric)
+        if bottom is network:
+            return widen(exact, network.core_shapes)
+        return deepen(x, network, exact, seed=seed, steps=self.steps, progress=progress)

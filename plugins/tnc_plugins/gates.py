@@ -1,0 +1,63 @@
+"""Numbers for the brick wall of ADTN: where training starts, and how a tensor train becomes a layer of gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from tnc import Network
+from tnc.contract import dense, pad
+from tnc.gradient import descend
+from tnc.linalg import like, relative_error
+from tnc.typing import Array, Shape
+
+__all__ = ["deepen", "start", "widen"]
+
+_WORK = 1 << 30
+"""Entries of all layers and steps that a fit may touch unless it is told how long: about half a minute on 2 cores."""
+
+
+def start(network: Network, seed: int = 0, noise: float = 0.1) -> list[np.ndarray]:
+    """Gates near the identity.
+
+    Normal gates of variance one reach 1e45 after 16 layers, orthogonal ones die out under a ReLU; these keep the
+    norm within a factor of three, and fit best.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for shape in network.core_shapes:
+        inputs, outputs = prod(shape[2:]), prod(shape[:2])
+        found.append(np.eye(outputs, inputs).reshape(shape) + noise * rng.standard_normal(shape))
+    return found
+
+
+def widen(cores: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+    """Cores as gates with more inputs, of which only the entry of the constant vectors acts."""
+    xp, found = array_namespace(*cores), []
+    for core, shape in zip(cores, shapes, strict=True):
+        ones = (1,) * (len(shape) - core.ndim)
+        found.append(pad(xp.reshape(core, (*core.shape, *ones)), shape, xp))
+    return found
+
+
+def deepen(
+    x: Array,
+    network: Network,
+    exact: Sequence[Array],
+    *,
+    seed: int,
+    steps: int | None,
+    progress: Callable[[int, int, float], None] | None,
+) -> list[Array]:
+    """Gates of a deep network by gradient, never worse than its last layer alone with the cores `exact`."""
+    gates = [like(gate, x) for gate in start(network, seed)]
+    layers = len(gates) // len(exact)
+    steps = steps or min(800, max(60, _WORK // (layers * prod(network.shape))))
+    found = descend(x, network, gates, steps=steps, progress=progress)
+    last = len(gates) - len(exact)
+    idle = [like(gate, x) for gate in start(network, noise=0.0)[:last]]
+    shallow = descend(x, network, [*idle, *widen(exact, network.core_shapes[last:])], steps=1)
+    return min(shallow, found, key=lambda cores: relative_error(x, dense(network, cores, x.shape)))

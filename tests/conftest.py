@@ -1,0 +1,62 @@
+"""The places every test runs over: array libraries and devices, those that are not here skipped by name."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache
+
+import array_api_strict
+import numpy as np
+import pytest
+from hypothesis import settings
+
+import tnc
+from tnc.errors import BackendError, MissingExtraError
+
+settings.register_profile("tnc", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.load_profile("tnc")
+
+PLACES = [
+    *("numpy", "array_api_strict", "torch"),
+    *(pytest.param(name, marks=pytest.mark.gpu) for name in ("torch:cuda", "cupy")),
+]
+
+
+@cache
+def get_place(name: str) -> tnc.backends.Backend | str:
+    """The backend of that name, or why it is not here."""
+    if name == "array_api_strict":
+        return tnc.backends.of(array_api_strict.asarray([0.0]))
+    try:
+        return tnc.backends.get(name)
+    except (BackendError, MissingExtraError) as error:
+        return f"{name}: {error}"
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    """A backend. New arrays of its library land on its device while the test runs."""
+    found = get_place(request.param)
+    if isinstance(found, str):
+        pytest.skip(found)
+    with found.place if found.device and "cuda" in found.device else nullcontext():
+        yield found
+
+
+@pytest.fixture
+def xp(place):
+    """The array namespace of the backend."""
+    return place.xp
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_setting(monkeypatch):
+    """Every test starts without a backend set, whatever the shell or another test chose."""
+    monkeypatch.delenv("TNC_BACKEND", raising=False)
+    yield
+    tnc.set_backend(None)

@@ -1,0 +1,243 @@
+"""Linear, convolutions and their transposes: the same outputs as the dense layers, for every argument torch knows."""
+
+from __future__ import annotations
+
+import pytest
+
+import tnc
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402 - after the check that torch is here
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+SPACE = (9, 8, 7)
+
+each_width = pytest.mark.parametrize("axes", [1, 2, 3])
+
+
+def image(axes, channels=8, batch=2):
+    return torch.randn(batch, channels, *SPACE[:axes])
+
+
+# -------------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize("lead", [(5,), (2, 3), (2, 1, 3), ()], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(planted, method, execution, dtype, lead, bias):
+    x = torch.randn(*lead, 24)
+    small = planted.agree(nn.Linear(24, 18, bias=bias), method, x, dtype=dtype, execution=execution)
+    assert isinstance(small, nn.Linear) and type(small) is tnc.nn.Linear
+
+
+@pytest.mark.parametrize("lead", [(0,), (2, 0), (0, 3)], ids=str)
+def test_linear_of_nothing(planted, method, execution, lead):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution=execution)
+    assert small(torch.randn(*lead, 24)).shape == (*lead, 18)
+
+
+@pytest.mark.parametrize("lead", [(300,), (2, 3000)], ids=str)
+def test_linear_of_large_batches(planted, method, execution, lead):
+    planted.agree(nn.Linear(24, 18), method, torch.randn(*lead, 24), execution=execution)
+
+
+def test_no_bias_appears(planted, method, execution):
+    model = nn.Sequential(nn.Linear(24, 18, bias=False), nn.ReLU(), nn.Linear(18, 24, bias=False))
+    small = planted.compressed(planted.plant(model, method), method, execution=execution)
+    assert small[0].bias is None and small[2].bias is None
+    assert not any("bias" in name for name in small.state_dict())
+    assert not small(torch.zeros(3, 24)).any()
+
+
+def test_the_bias_is_the_layers_own(planted, method):
+    model = planted.plant(nn.Linear(24, 18), method)
+    bias = model.bias
+    assert tnc.compress(model, method, rank=2).bias is bias
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_of_prime_sizes(planted, method, execution, bias):
+    """No factors to balance: the network overshoots 257 x 509 and is cut."""
+    sizes = {"m": tnc.decompositions.parse(method).network((257, 509), 1).shape}
+    factors = []
+    for length, padded in zip((257, 509), sizes["m"], strict=True):
+        network = tnc.decompositions.parse(method).network((257, 509), 1)
+        axis = network.axes[len(factors)]
+        vector = torch.ones(1, dtype=torch.float64)
+        for index in axis:  # a product over the modes, cut at the length, has rank 2 at each of them
+            vector = torch.kron(vector, torch.randn(network.sizes[index], dtype=torch.float64))
+        assert len(vector) == padded >= length
+        factors.append(vector[:length])
+    model = nn.Linear(509, 257, bias=bias).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.outer(*factors))
+    x = torch.randn(3, 509, dtype=torch.float64)
+    expected = model(x)
+    tnc.compress(model, method, rank=4, execution=execution)
+    assert model.tnc_report.rows[0].method != "dense" and model.weight.shape == (257, 509)
+    assert planted.gap(model(x), expected) < 1e-12
+    model(x).sum().backward()
+    assert all(p.grad.any() for p in model.parameters())
+
+
+def test_a_linear_of_the_wrong_width_is_refused(planted, execution):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18)), execution=execution)
+    with pytest.raises(RuntimeError):
+        small(torch.randn(4, 48))
+
+
+# -------------------------------------------------------------- convolutions
+
+
+@each_width
+def test_conv(planted, method, execution, dtype, axes):
+    layer = CONV[axes](8, 12, 3)
+    small = planted.agree(layer, method, image(axes), dtype=dtype, execution=execution)
+    assert type(small) is getattr(tnc.nn, type(layer).__name__) and isinstance(small, type(layer))
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        (1, {"stride": 2}),
+        (2, {"stride": (2, 1)}),
+        (2, {"stride": (1, 3), "padding": (0, 2)}),
+        (3, {"stride": (1, 2, 1), "padding": (1, 0, 2)}),
+        (1, {"padding": "same"}),
+        (2, {"padding": "same", "dilation": (2, 1)}),
+        (2, {"padding": "valid"}),
+        (3, {"padding": "same"}),
+        (1, {"dilation": 3}),
+        (2, {"dilation": (1, 2), "stride": (2, 1), "padding": 1}),
+        (3, {"dilation": (1, 2, 1)}),
+        (2, {"bias": False}),
+    ],
+    ids=str,
+)
+def test_conv_geometry(planted, method, execution, axes, options):
+    small = planted.agree(CONV[axes](8, 12, 3, **options), method, image(axes), execution=execution)
+    assert (small.bias is None) == (options.get("bias") is False)
+
+
+@each_width
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_conv_padding_modes(planted, method, execution, axes, mode, padding):
+    layer = CONV[axes](8, 12, 3, padding=padding, padding_mode=mode)
+    planted.agree(layer, method, image(axes), execution=execution)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_conv_of_an_even_kernel_keeps_its_size(planted, method, execution):
+    small = planted.agree(nn.Conv2d(8, 12, (4, 3), padding="same"), method, image(2), execution=execution)
+    assert small(image(2).double()).shape == (2, 12, *SPACE[:2])
+
+
+@each_width
+@pytest.mark.parametrize("groups", [2, 4])
+def test_conv_of_groups(planted, method, execution, axes, groups):
+    planted.agree(CONV[axes](8, 12, 3, groups=groups), method, image(axes), execution=execution, rank=1)
+
+
+@pytest.mark.parametrize("method", ["svd", "mpo(order=2)"])
+@pytest.mark.parametrize("multiple", [1, 2])
+@each_width
+def test_depthwise_conv(planted, method, execution, axes, multiple):
+    """The in-axis has one entry only: Tucker has nothing to gain there."""
+    layer = CONV[axes](16, 16 * multiple, 5 - axes, groups=16)
+    planted.agree(layer, method, image(axes, 16), execution=execution, rank=1)
+
+
+@each_width
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_conv(planted, method, execution, axes, stride):
+    planted.agree(CONV[axes](24, 18, 1, stride=stride), method, image(axes, 24), execution=execution)
+
+
+@each_width
+def test_conv_of_one_image(planted, method, execution, axes):
+    planted.agree(CONV[axes](8, 12, 3, padding=1), method, image(axes)[0], execution=execution)
+
+
+def test_conv_of_no_images(planted, method, execution):
+    small = planted.compressed(planted.plant(nn.Conv2d(8, 12, 3), method), method, execution=execution)
+    assert small(image(2, batch=0)).shape == (0, 12, 7, 6)
+
+
+def test_conv_of_channels_last(planted, method, execution):
+    x = image(2).to(memory_format=torch.channels_last)
+    planted.agree(nn.Conv2d(8, 12, 3).to(memory_format=torch.channels_last), method, x, execution=execution)
+
+
+# ------------------------------------------------------- transposed convolutions
+
+
+@each_width
+def test_conv_transpose(planted, method, execution, dtype, axes):
+    layer = TRANSPOSE[axes](8, 12, 3)
+    small = planted.agree(layer, method, image(axes), dtype=dtype, execution=execution)
+    assert type(small) is getattr(tnc.nn, type(layer).__name__)
+
+
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        (1, {"stride": 2, "output_padding": 1}),
+        (2, {"stride": (3, 2), "output_padding": (2, 1), "padding": 1}),
+        (3, {"stride": 2, "output_padding": (1, 0, 1)}),
+        (2, {"dilation": 2, "padding": (1, 0)}),
+        (1, {"groups": 2}),
+        (2, {"groups": 4, "stride": 2}),
+        (3, {"groups": 2, "bias": False}),
+    ],
+    ids=str,
+)
+def test_conv_transpose_geometry(planted, method, execution, axes, options):
+    layer = TRANSPOSE[axes](16, 24, 3, **options)
+    planted.agree(layer, method, image(axes, 16), execution=execution, rank=1)
+
+
+@each_width
+def test_conv_transpose_takes_an_output_size(planted, method, execution, axes):
+    layer = TRANSPOSE[axes](8, 12, 3, stride=2)
+    size = [2 * n + 2 for n in SPACE[:axes]]
+    small = planted.agree(layer, method, image(axes), execution=execution, output_size=size)
+    assert list(small(image(axes).double(), output_size=size).shape[2:]) == size
+
+
+# ------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (lambda: nn.Linear(24, 18), lambda: torch.randn(5, 24)),
+        (lambda: nn.Conv2d(8, 12, 3), lambda: image(2)),
+        (lambda: nn.Embedding(24, 18), lambda: torch.arange(24)),
+    ],
+    ids=["linear", "conv", "embedding"],
+)
+def test_half_precision(planted, method, execution, dtype, layer, x):
+    """Weight, cores and outputs are rounded to the same few bits: agreement to those."""
+    model, x = planted.plant(layer(), method).to(dtype), x()
+    x = x.to(dtype) if x.is_floating_point() else x
+    small = planted.compressed(model, method, execution=execution)
+    assert {p.dtype for p in small.parameters()} == {dtype} and small(x).dtype == dtype
+    difference = (small(x).double() - model(x).double()).norm() / model(x).double().norm()
+    assert difference < 4 * torch.finfo(dtype).eps
+    planted.total(small(x)).backward()
+    assert all(p.grad.any() for p in small.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_casting_after_compression(planted, method, dtype):
+    model = nn.Sequential(nn.Conv1d(8, 12, 3), nn.Flatten(), nn.Linear(84, 18))
+    model = planted.plant(model, method)
+    small = planted.compressed(model, method).to(dtype)
+    x = image(1)
+    y, expected = small(x.to(dtype)), model(x)
+    assert y.dtype == dtype
+    assert (y.double() - expected.double()).norm() / expected.norm() < max(8 * torch.finfo(dtype).eps, 1e-5)

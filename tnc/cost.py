@@ -1,0 +1,155 @@
+"""What a plan costs on a device, in seconds: arithmetic, bytes moved, calls.
+
+Four constants describe a device. They are measured once (`calibrate`, about a second), kept in a cache file, and
+can be set with ``TNC_COST="flops=1e11,bytes=1e10,call=5e-6,item=2e-7"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from tnc.backends import Backend
+from tnc.errors import TncError
+from tnc.pairwise import Plan, Work
+
+__all__ = ["Device", "calibrate", "device", "seconds"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of a device.
+
+    Attributes
+    ----------
+    flops : float
+        Multiplications and additions a second of a large float32 matrix product.
+    bytes : float
+        Bytes a second read and written by a permuted copy of a large array.
+    call : float
+        Seconds of one product with its views, however small.
+    item : float
+        Seconds of each further matrix in a batched product of small ones.
+    """
+
+    flops: float = 5e10
+    bytes: float = 8e9
+    call: float = 1e-5
+    item: float = 3e-7
+
+
+def seconds(plan: Plan, device: Device, *, itemsize: int = 4, training: bool = False) -> float:
+    """Time of a plan; with its backward pass when `training`.
+
+    The backward pass multiplies twice for every product and moves every copy once more.
+    """
+    return sum(step(work, device, itemsize, training) for work in plan.work)
+
+
+def step(work: Work, device: Device, itemsize: int = 4, training: bool = False) -> float:
+    """Time of one step: the larger of arithmetic and traffic, plus copies and calls."""
+    count, m, n, k, copied = work
+    copies = 2 * copied * itemsize / device.bytes * (2 if training else 1)
+    if not count:
+        return copies
+    short = min(m, n, k)
+    arithmetic = 2.0 * count * m * n * k / (device.flops * short / (short + 12))  # short sides leave lanes idle
+    traffic = count * (m * k + k * n + m * n) * itemsize / (2 * device.bytes)  # streams run faster than permutations
+    product = max(arithmetic, traffic) + (count - 1) * device.item
+    return (product + device.call) * (3 if training else 1) + copies
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def calibrate(backend: Backend) -> Device:
+    """Measure the constants of a backend's device; about a second."""
+    xp = backend.xp
+    rng = np.random.default_rng(0)
+
+    def made(*shape: int) -> object:
+        return backend.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+    big, small, stack, cube = made(1024, 1024), made(8, 8), made(512, 16, 16), made(256, 128, 128)
+    flops = 2 * 1024**3 / _time(lambda: xp.matmul(big, big), backend)
+    move = _time(lambda: xp.reshape(xp.permute_dims(cube, (2, 1, 0)), (128, -1)), backend)
+    call = _time(lambda: xp.matmul(xp.reshape(small, (8, 8)), xp.permute_dims(small, (1, 0))), backend, 200)
+    item = _time(lambda: xp.matmul(stack, stack), backend, 20) / 512
+    return Device(flops, 2 * 4 * 256 * 128 * 128 / move, call, max(item - 2 * 16**3 / flops, 0.0))
+
+
+def _time(f: Callable[[], object], backend: Backend, repeats: int = 5) -> float:
+    """Median seconds of a call, the first ones left out."""
+    times = []
+    for _ in range(repeats + 2):
+        backend.synchronize()
+        start = perf_counter()
+        f()
+        backend.synchronize()
+        times.append(perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
+@lru_cache(maxsize=64)
+def device(backend: Backend, label: str) -> Device:
+    """The constants of a device: from ``TNC_COST``, the cache, or measured now.
+
+    Parameters
+    ----------
+    backend : Backend
+    label : str
+        Names the device, the library and its threads, so that another machine measures anew.
+
+    Raises
+    ------
+    TncError
+        ``TNC_COST`` does not parse.
+    """
+    known = _cached()
+    measured = Device(**known[label]) if label in known else None
+    if stated := os.environ.get("TNC_COST"):
+        return _stated(stated, measured or Device())
+    if measured is None:
+        measured = calibrate(backend)
+        _remember({**known, label: asdict(measured)})
+    return measured
+
+
+def _stated(text: str, base: Device) -> Device:
+    try:
+        pairs = {key.strip(): float(value) for key, _, value in (part.partition("=") for part in text.split(","))}
+        return replace(base, **pairs)
+    except (TypeError, ValueError):
+        names = ", ".join(item.name for item in fields(Device))
+        raise TncError(f"TNC_COST={text!r} is not understood: write name=value,... with names of {names}") from None
+
+
+def _file() -> Path:
+    home = os.environ.get("TNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnc"
+    return Path(home) / "devices.json"
+
+
+def _cached() -> dict[str, dict[str, float]]:
+    try:
+        found = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(known: dict[str, dict[str, float]]) -> None:
+    """Keep the constants; a cache that cannot be written is no error."""
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        beside = _file().with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(known, indent=1))
+        beside.replace(_file())
+    except OSError:
+        return

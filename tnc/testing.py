@@ -1,0 +1,158 @@
+"""The conformance kit: `assert_conforms` tests all a decomposition promises, on any array library."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from tnc.allocate import free_bonds
+from tnc.backends import Backend, get, of
+from tnc.checkpoint import Checkpoint, load
+from tnc.contract import dense
+from tnc.decomposition import Decomposition, Factorization
+from tnc.errors import RankError, TncError, WeightError
+from tnc.fit import random_cores
+from tnc.network import Network
+from tnc.registry import decompositions
+from tnc.typing import Array, Namespace, Shape
+
+__all__ = ["SHAPES", "assert_conforms"]
+
+SHAPES: tuple[Shape, ...] = ((12, 18), (13, 29), (8, 6, 3, 3), (3, 8, 40))
+"""A matrix, one of prime lengths, the kernel of a convolution, a stack of matrices."""
+
+
+def assert_conforms(
+    decomposition: Decomposition | type[Decomposition] | str,
+    xp: Namespace | Backend | str = "numpy",
+    recovers: float | None = 1e-6,
+    shapes: Sequence[Shape] = SHAPES,
+) -> None:
+    """Check every promise a decomposition makes to the rest of the library.
+
+    Parameters
+    ----------
+    decomposition : Decomposition, its class, or a plugin's name
+    xp : array API namespace, Backend, or a backend's name
+        Where the arrays live: ``numpy``, ``torch``, ``"torch:cuda"``, ...
+    recovers : float or None
+        Relative error, in float64, of a tensor planted in the decomposition's own format: of trees at once, of
+        other networks from one of five seeds. None where no fit can promise it.
+    shapes : sequence of tuple of int
+        Weights to try; those refused with a `WeightError` are left out, but not all may be.
+
+    Raises
+    ------
+    AssertionError
+        What was violated, by which decomposition, at which shape and rank.
+    """
+    d: Any = decompositions.parse(decomposition) if isinstance(decomposition, str) else decomposition
+    d = d() if isinstance(d, type) else d
+    place = get(xp) if isinstance(xp, str | Backend) else of(xp.asarray([0.0]))
+    kind = type(d)
+    _claim(isinstance(d, Decomposition), f"{d!r} is no tnc.Decomposition")
+    frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    _claim(frozen, f"{kind.__name__} is not a frozen dataclass: decorate it with @dataclass(frozen=True)")
+    _claim(replace(d) == d and hash(replace(d)) == hash(d), f"{d} does not equal, or hash like, its own copy")
+    for plugin in decompositions.plugins():
+        if plugin.target == f"{kind.__module__}:{kind.__qualname__}":
+            _claim(str(d).partition("(")[0] == plugin.name, f"{d} is registered as {plugin.name!r}: name both alike")
+            _claim(decompositions.parse(str(d)) == d, f"parsing {str(d)!r} does not give {d!r} back")
+    tried = [_check_shape(d, place, tuple(shape), recovers) for shape in shapes]
+    _claim(any(tried), f"{d} refuses every shape of {tuple(shapes)}")
+
+
+def _claim(kept: Any, violated: str) -> None:
+    if not kept:
+        raise AssertionError(violated)
+
+
+def _check_shape(d: Decomposition, place: Backend, shape: Shape, recovers: float | None) -> bool:
+    """All checks at one shape; whether the decomposition takes it."""
+    ranks = [k * d.step for k in (1, 2, 4)]
+    try:
+        networks = [d.network(shape, rank) for rank in ranks]
+    except WeightError:
+        return False
+    for network, rank in zip(networks, ranks, strict=True):
+        _check_network(d, shape, rank, network)
+    with suppress(RankError):
+        _claim(d.network(shape, 0) is None, f"{d}.network({shape}, 0) raises no RankError")
+    weight = np.random.default_rng(prod(shape)).standard_normal(shape)
+    errors = [_check_fit(d, place, weight, network) for network in networks]
+    _claim(np.all(np.diff(errors) <= 1e-6), f"{d} at {shape}: errors {errors} rise with the ranks {ranks}")
+    case, network = f"{d} with {networks[1]!r}", networks[1]
+    first, second = (_fit(d, place.from_numpy(weight), network, seed=7) for _ in range(2))
+    _claim(_same(first, second), f"{case}: the same seed gives other cores")
+    short = place.from_numpy(weight.astype(np.float32))
+    error = _fit(d, short, network).error(short)
+    _claim(error <= 1.01 * errors[1] + 1e-3, f"{case}: error {error:.3g} in float32, {errors[1]:.3g} in float64")
+    zeros = _fit(d, place.from_numpy(np.zeros_like(weight)), network).dense()
+    _claim(np.abs(place.to_numpy(zeros)).max() <= 1e-9, f"{case}: a weight of zeros is not rebuilt as zeros")
+    if recovers is not None:  # nothing is cut off: that would spoil the format
+        planted = dense(network, random_cores(place.from_numpy(weight), network, seed=3))
+        least, seeds = float("inf"), iter(range(1 if network.is_tree else 5))
+        while least > recovers and (seed := next(seeds, None)) is not None:
+            least = min(least, _fit(d, planted, network, seed).error(planted))
+        _claim(least <= recovers, f"{case}: a planted tensor is recovered to {least:.1e}, not {recovers:.1e}")
+    return True
+
+
+def _check_network(d: Decomposition, shape: Shape, rank: int, network: Network) -> None:
+    case = f"{d}.network({shape}, {rank})"
+    _claim(isinstance(network, Network), f"{case} is {network!r}, no tnc.Network")
+    again = d.network(shape, rank)
+    _claim(again == network and hash(again) == hash(network), f"{case} is not pure: a second call differs")
+    _claim(network.holds(shape), f"{case} rebuilds {network.shape}, which cannot hold {shape}")
+    count = sum(map(prod, network.core_shapes))
+    _claim(network.n_params == count, f"{case}.n_params is {network.n_params}, its cores have {count}")
+    _claim(Network.from_json(network.to_json()) == network, f"{case} does not survive JSON")
+    if bonds := free_bonds(d, shape):
+        _claim(d.network(shape, [rank] * len(bonds)) == network, f"{case} is not that of a rank for each of {bonds}")
+
+
+def _fit(d: Decomposition, x: Array, network: Network, seed: int = 0) -> Factorization:
+    """Finite cores of the right number, shape, dtype, library and device; the weight untouched."""
+    case, before = f"{d}.fit of {tuple(x.shape)} {x.dtype} with {network!r}", np.array(of(x).to_numpy(x))
+    try:
+        cores = d.fit(x, network, seed=seed)
+    except (TncError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise AssertionError(f"{case} raises {type(error).__name__}: {error}") from error
+    _claim(np.array_equal(before, of(x).to_numpy(x)), f"{case} changes its input")
+    shapes = tuple(tuple(core.shape) for core in cores)
+    _claim(shapes == network.core_shapes, f"{case} gives cores of shapes {shapes}, not {network.core_shapes}")
+    for core in cores:
+        have, want = [(array_namespace(a).__name__, a.dtype, device(a)) for a in (core, x)]
+        _claim(have == want, f"{case} gives a core of {have}, not {want}")
+        _claim(np.isfinite(of(core).to_numpy(core)).all(), f"{case} gives cores that are not finite")
+    return Factorization(network, cores, tuple(x.shape))
+
+
+def _check_fit(d: Decomposition, place: Backend, weight: np.ndarray, network: Network) -> float:
+    """Fit in float64, rebuild, apply, save and load; the error."""
+    x = place.from_numpy(weight)
+    found, case = _fit(d, x, network), f"{d} with {network!r}"
+    rebuilt = place.to_numpy(found.dense())
+    _claim(rebuilt.shape == weight.shape, f"{case} rebuilds {rebuilt.shape}, not {weight.shape}")
+    inputs = np.random.default_rng(1).standard_normal((2, 3, prod(weight.shape[1:])))
+    expected = inputs @ rebuilt.reshape(weight.shape[0], -1).T
+    gap = np.abs(place.to_numpy(found.apply(place.from_numpy(inputs))) - expected).max()
+    _claim(gap <= 1e-10 * np.abs(expected).max() + 1e-12, f"{case}: apply(x) is {gap:.1e} off x @ dense().T")
+    with tempfile.TemporaryDirectory() as folder:
+        Checkpoint({"w": found}, methods={"w": str(d)}).save(path := Path(folder, "w.safetensors"))
+        loaded = load(path)["w"]
+    kept = loaded.network == network and loaded.shape == found.shape and _same(loaded, found)
+    _claim(kept, f"{case} does not survive saving and loading")
+    return found.error(x)
+
+
+def _same(a: Factorization, b: Factorization) -> bool:
+    return all(np.array_equal(of(x).to_numpy(x), of(y).to_numpy(y)) for x, y in zip(a.cores, b.cores, strict=True))
