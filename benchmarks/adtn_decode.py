@@ -51,7 +51,7 @@ def traffic(network) -> tuple[int, int]:
 
     made, passes, entries = recipe(network), 0, 0
     while made is not None:
-        large = [step for step in made.plan.steps if step.entries >= prod(network.shape) // 2]
+        large = [work for work in made.plan.work if work.many * work.m * work.n >= prod(network.shape) // 2]
         passes, entries = passes + len(large), entries + made.plan.moved
         if made.inner is not None and made.activation != "identity":
             passes, entries = passes + 1, entries + 2 * prod(made.split)
@@ -81,10 +81,10 @@ def copies(library: str, size: int) -> tuple[float, float]:
 def decode(depth: int, sites: int, library: str) -> dict:
     """Forward alone."""
     import numpy
-    from tnc.contract import recipe
-    from tnc_plugins.gates import start
 
     from tnc import contract
+    from tnc.contract import recipe
+    from tnc_plugins.gates import start
 
     _, network, shape = network_of(depth, sites)
     begin = perf_counter()
@@ -109,9 +109,9 @@ def decode(depth: int, sites: int, library: str) -> dict:
 def train(depth: int, sites: int, library: str) -> dict:
     """Forward and backward: the gradient of all gates for a given gradient of the weight."""
     import torch
-    from tnc_plugins.gates import start
 
     from tnc.nn.cores import Rebuild
+    from tnc_plugins.gates import start
 
     _, network, shape = network_of(depth, sites)
     layer = Rebuild(network, shape)

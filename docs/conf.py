@@ -28,6 +28,7 @@ extensions = [
     "myst_parser",
     "executed",
     "modules",
+    "diagrams",
 ]
 exclude_patterns = ["_build"]
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tokenize
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,13 @@ SOURCES = sorted(path for folder in ("tnc", "plugins") for path in (ROOT / folde
 # The demonstration ships with the core and is counted file by file, but it is not the core.
 DEMO = [ROOT / "tnc" / name for name in ("data.py", "cli/demo.py", "nn/demo.py", "nn/lenet.py", "nn/scores.py")]
 CORE = [path for path in SOURCES if path.is_relative_to(ROOT / "tnc") and path not in DEMO]
-PLUGINS = sorted((ROOT / "plugins" / "tnc_plugins").glob("*.py"))
+TARGETS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+PLUGINS = sorted(
+    {
+        ROOT / "plugins" / f"{target.partition(':')[0].replace('.', '/')}.py"
+        for target in TARGETS["tnc.decompositions"].values()
+    }
+)
 
 FILE_LINES, PLUGIN_LINES, FUNCTION_LINES, CORE_LINES = 300, 80, 40, 3200
 

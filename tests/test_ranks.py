@@ -201,6 +201,12 @@ def test_ratio_leaves_no_room_for_one_rank_more(plugin, ratio):
         assert larger.n_params > ratio * weight.size or larger.clipped() != larger
 
 
+@pytest.mark.parametrize("plugin", ["svd", "mpo", "tucker"])
+def test_a_whole_ratio_keeps_the_weight_dense(plugin, rng):
+    with pytest.raises(PromiseError, match=r"ratio:1\.0"):
+        Ratio(1.0).choose(rng.standard_normal((1, 6)), PLUGINS[plugin])
+
+
 def test_ratio_counts_in_decimals():
     # 0.29 * 100 is 28.999999999999996 in binary: 29 parameters are 29 %.
     @dataclass(frozen=True)

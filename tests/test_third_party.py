@@ -47,6 +47,8 @@ class Fresh:
     """A virtual environment that sees what this one sees, and installs into itself alone."""
 
     def __init__(self, folder: Path) -> None:
+        for needed in ("pip", "hatchling"):
+            pytest.importorskip(needed)
         self.folder, place = folder, folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
         self.python = place / ("Scripts" if os.name == "nt" else "bin") / "python"

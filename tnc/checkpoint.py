@@ -12,7 +12,7 @@ import numpy as np
 from tnc import storage
 from tnc.backends import move, of
 from tnc.decomposition import Factorization
-from tnc.errors import CheckpointError, TncError
+from tnc.errors import CheckpointError, TncError, listed
 from tnc.network import Network
 from tnc.report import Report
 from tnc.settings import current_backend
@@ -106,7 +106,8 @@ class Checkpoint(Mapping[str, Any]):
                 arrays[key] = of(array).to_numpy(array)
                 if name in self.narrow or "bfloat16" in str(array.dtype):
                     narrow.add(key)
-        header = {"version": _VERSION, "weights": weights, "aliases": self.aliases, "report": self.report.to_json()}
+        header = {"version": _VERSION, "names": list(self._entries), "weights": weights, "aliases": self.aliases}
+        header["report"] = self.report.to_json()
         storage.write(path, arrays, {"tnc": json.dumps(header), "format": "pt"}, frozenset(narrow))
 
 
@@ -143,17 +144,19 @@ def load(path: str | Path, *, backend: str | None = None) -> Checkpoint:
             network = Network.from_dict(data["network"])
             cores = [put(arrays.pop(f"{name}.cores.{k}")) for k in range(len(network.core_shapes))]
             entries[name] = Factorization(network, cores, tuple(data["shape"]))
-        names = frozenset(key.rpartition(".cores.")[0] if key not in arrays else key for key in narrow)
+        entries |= {name: put(array) for name, array in arrays.items()}
+        if lost := {*header["names"], *header["aliases"].values()} - set(entries):
+            raise KeyError(f"no tensor of {listed(sorted(lost))}")
         return Checkpoint(
-            entries | {name: put(array) for name, array in arrays.items()},
+            {name: entries[name] for name in (*header["names"], *arrays)},  # in the order they were saved
             methods={name: data["method"] for name, data in header["weights"].items()},
             aliases=header["aliases"],
-            narrow=names,
+            narrow=frozenset(key if key in arrays else key.rpartition(".cores.")[0] for key in narrow),
             report=Report.from_json(header["report"]),
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, TncError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, TncError) as error:
         raise CheckpointError(f"{str(path)!r} has a damaged header: {type(error).__name__}: {error}") from error
 
 

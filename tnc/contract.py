@@ -26,6 +26,7 @@ __all__ = [
     "pad",
     "plan",
     "rebuild",
+    "rebuilds",
     "recipe",
     "run",
 ]
@@ -53,7 +54,7 @@ class Recipe(NamedTuple):
     shape: Shape
     inner: Recipe | None = None
     activation: str = ""
-    count: int = 0
+    below: int = 0
     split: Shape = ()
 
 
@@ -75,17 +76,26 @@ def rebuild(recipe: Recipe, cores: Cores, xp: Namespace, through: Callable[..., 
     """
     if recipe.inner is None:
         return xp.reshape(run(recipe.plan, cores, xp), recipe.shape)
-    inner = rebuild(recipe.inner, cores[: recipe.count], xp, through)
+    inner = rebuild(recipe.inner, cores[: recipe.below], xp, through)
 
     def layer(inner: Array, *own: Array) -> Array:
         return xp.reshape(run(recipe.plan, [fed(recipe, inner, xp), *own], xp), recipe.shape)
 
     call = through if through and 2 * prod(recipe.split) >= prod(recipe.shape) else _plainly
-    return call(layer, inner, *cores[recipe.count :])
+    return call(layer, inner, *cores[recipe.below :])
 
 
 def _plainly(layer: Callable[..., Array], *arrays: Array) -> Array:
     return layer(*arrays)
+
+
+def _operands(network: Network, cores: Cores, xp: Namespace) -> list[Array]:
+    """Arrays of a network's own operands: the fed tensor, where there is one, and its cores."""
+    if network.feed is None:  # no look into the cache: `torch.compile` cannot trace it
+        return list(cores)
+    made = recipe(network)
+    assert made.inner is not None
+    return [fed(made, rebuild(made.inner, cores[: made.below], xp), xp), *cores[made.below :]]
 
 
 def fed(recipe: Recipe, inner: Array, xp: Namespace) -> Array:
@@ -136,23 +146,31 @@ def apply(
 ) -> Array:
     """Compute ``x @ W.T`` from the cores, W being the weight as a matrix (first axis, all others).
 
-    `x` has shape ``(..., columns)``; the result ``(..., rows)``. A network with a feed, or one with a batch
-    index, is rebuilt first. `made` is a plan of `apply_plan`, looked up by the batch size when omitted.
+    `x` has shape ``(..., columns)``; the result ``(..., rows)``. Where inputs cannot meet the cores (`rebuilds`), the
+    weight comes first. `made` is a plan of `apply_plan`, looked up by the batch size when omitted.
     """
     xp = array_namespace(x) if xp is None else xp
     shape = network.shape if shape is None else shape
     lead, rows = tuple(x.shape[:-1]), shape[0]
-    if network.feed is not None or "*" in network.sizes:
+    if rebuilds(network):
         weight = xp.reshape(dense(network, cores, shape, xp), (rows, -1))
         return xp.matmul(x, xp.matrix_transpose(weight))
     flat = xp.reshape(x, (-1, *shape[1:]))
     flat = pad(flat, (flat.shape[0], *network.shape[1:]), xp)
     columns = network.outer[len(network.axes[0]) :]
     flat = xp.reshape(flat, (-1, *(network.sizes[i] for i in columns)))
-    y = run(made or apply_plan(network, bucket(flat.shape[0])), [flat, *cores], xp)
+    operands = _operands(network, cores, xp)
+    y = run(made or apply_plan(network, bucket(flat.shape[0])), [flat, *operands], xp)
     y = xp.reshape(y, (-1, network.shape[0]))
     y = y if rows == network.shape[0] else y[:, :rows]
     return xp.reshape(y, (*lead, rows))
+
+
+def rebuilds(network: Network) -> bool:
+    """Whether inputs meet the rebuilt weight only: a batch index, or a feed that is no smaller than the weight."""
+    if network.feed is None:
+        return "*" in network.sizes
+    return prod(network.feed.network.shape) >= prod(network.shape)
 
 
 def bucket(batch: int) -> int:

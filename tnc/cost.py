@@ -18,7 +18,7 @@ import numpy as np
 
 from tnc.backends import Backend
 from tnc.errors import TncError
-from tnc.pairwise import Plan, Work
+from tnc.plans import Plan, Work
 
 __all__ = ["Device", "calibrate", "device", "seconds"]
 

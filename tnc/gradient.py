@@ -16,18 +16,21 @@ from tnc.contract import Recipe, crop, fed, pad, recipe
 from tnc.errors import PatternError
 from tnc.linalg import norm
 from tnc.network import Network
-from tnc.plans import Plan, View, look, run
+from tnc.plans import Plan, View, look, multiply, run
 from tnc.typing import Array, Cores, Namespace, Shape
 
 __all__ = ["SLOPES", "descend", "gradients"]
 
 SLOPES = {
-    "identity": lambda y, xp: xp.ones_like(y),
-    "relu": lambda y, xp: xp.astype(y > 0, y.dtype),
-    "leaky_relu": lambda y, xp: 0.1 + 0.9 * xp.astype(y > 0, y.dtype),
-    "tanh": lambda y, xp: 1 - y * y,
+    "identity": lambda x, y, xp: xp.ones_like(x),
+    "relu": lambda x, y, xp: xp.astype(x >= 0, x.dtype),
+    "leaky_relu": lambda x, y, xp: 0.1 + 0.9 * xp.astype(x >= 0, x.dtype),
+    "tanh": lambda x, y, xp: 1 - y * y,
 }
-"""Derivatives of `tnc.contract.ACTIVATIONS`, written with what the function returned: ``f(y, xp)``."""
+"""Derivatives of `tnc.contract.ACTIVATIONS` at `x`, where they are `y`: ``f(x, y, xp)``.
+
+At a kink the slope is one: gates near the identity put most of their entries exactly there, and have to learn.
+"""
 
 _TAPE = 1 << 25
 """A network that moves more entries than this runs twice, so that only one keeps its intermediates at a time."""
@@ -40,16 +43,16 @@ def _trace(plan: Plan, arrays: Sequence[Array], xp: Namespace) -> tuple[Array, T
     held, factors = list(arrays), []
     for step in plan.steps:
         pair = held[step.left], held[step.right]
-        product = xp.matmul(look(pair[0], step.left_view, xp), look(pair[1], step.right_view, xp))
         factors.append(pair)
-        held = [x for k, x in enumerate(held) if k not in (step.left, step.right)] + [product]
+        held = [x for k, x in enumerate(held) if k not in (step.left, step.right)] + [multiply(step, *pair, xp)]
     return look(held[0], plan.final, xp), (factors, held[0].shape)
 
 
 def _unlook(gradient: Array, view: View, shape: Shape, xp: Namespace) -> Array:
     """Undo a view: the gradient in the shape the array had before."""
-    if view.order is not None and view.split is not None:
-        gradient = xp.reshape(gradient, tuple(view.split[k] for k in view.order))
+    if view.order is not None:
+        split = shape if view.split is None else view.split
+        gradient = xp.reshape(gradient, tuple(split[k] for k in view.order))
         gradient = xp.permute_dims(gradient, tuple(view.order.index(k) for k in range(len(view.order))))
     return xp.reshape(gradient, shape)
 
@@ -62,8 +65,8 @@ def _pull(plan: Plan, tape: Tape, gradient: Array, xp: Namespace) -> list[Array]
         above = pending.pop()
         a, b = look(left, step.left_view, xp), look(right, step.right_view, xp)
         pair = [xp.matmul(above, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), above)]
-        if pair[0].shape != a.shape:  # one small matrix served all of a batch
-            pair[0] = xp.sum(pair[0], axis=0, keepdims=True)
+        if step.spread:  # one matrix served all of a batch
+            pair[0] = xp.sum(pair[0], axis=0)
         views = (step.left, pair[0], step.left_view, left), (step.right, pair[1], step.right_view, right)
         for place, found, view, operand in sorted(views, key=lambda entry: entry[0]):
             pending.insert(place, _unlook(found, view, operand.shape, xp))
@@ -103,16 +106,17 @@ def _gradients(made: Recipe, cores: Cores, upstream: Callable[[Array], Array], x
 
     def after(inner: Array) -> Array:
         first = fed(made, inner, xp)
-        gradient, *rest = layer([first, *cores[made.count :]])
+        gradient, *rest = layer([first, *cores[made.below :]])
         own.extend(rest)
-        flat = xp.reshape(gradient * SLOPES[made.activation](first, xp), (-1,))
-        return xp.reshape(flat[: prod(inner.shape)], inner.shape)
+        size = prod(inner.shape)  # what is beyond was padding
+        gradient, value = (xp.reshape(xp.reshape(y, (-1,))[:size], inner.shape) for y in (gradient, first))
+        return gradient * SLOPES[made.activation](inner, value, xp)
 
     if made.inner is None:
         return layer(list(cores))
     if made.activation not in SLOPES:
         raise PatternError(f"activation {made.activation!r} has no derivative; there are {', '.join(SLOPES)}")
-    return [*_gradients(made.inner, cores[: made.count], after, xp), *own]
+    return [*_gradients(made.inner, cores[: made.below], after, xp), *own]
 
 
 def descend(
@@ -121,7 +125,7 @@ def descend(
     cores: Cores,
     *,
     steps: int = 800,
-    rate: float = 1e-2,
+    rate: float = 3e-2,
     tolerance: float = 1e-4,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[Array]:
@@ -138,7 +142,7 @@ def descend(
     rate : float
         Adam's learning rate at the start.
     tolerance : float
-        Stop when the error fell by less than this fraction in the last quarter of the steps.
+        Stop when the error fell by less than this fraction over half of the steps.
     progress : callable, optional
         Called at every step with its number, the number of steps and the relative error.
 
@@ -151,6 +155,7 @@ def descend(
     shapes = [tuple(core.shape) for core in cores]
     flat = xp.concat([xp.reshape(core, (-1,)) for core in cores])
     best, scale, kept, errors = inf, 0.0, flat, []
+    window = max(steps // 2, 20)  # from a start that is nearly stationary it rises first
     first, second = xp.zeros_like(flat), xp.zeros_like(flat)
     for step in range(steps if size else 0):
         error, c, gradient = _loss(target, network, _split(flat, shapes, xp))
@@ -161,12 +166,12 @@ def descend(
         errors.append(best)
         if progress is not None:
             progress(step + 1, steps, best)
-        before = errors[-1 - max(steps // 4, 20)] if len(errors) > max(steps // 4, 20) else inf
+        before = errors[-1 - window] if len(errors) > window else inf
         if best > (1 - tolerance) * before or best <= 1e-12:
             break
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient * gradient
         rise = rate * (1 + cos(pi * step / steps)) / 2 / (1 - 0.9 ** (step + 1))
-        flat = flat - rise * first / (xp.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-12)
+        flat = flat - rise * first / (xp.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8)
     return _scaled(_split(kept, shapes, xp), network, scale * size)
 
 

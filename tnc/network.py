@@ -8,6 +8,7 @@ Only the standard library is used here: numbers live elsewhere.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,7 @@ def _parse(pattern: str) -> tuple[str, tuple[Indices, ...], tuple[Indices, ...]]
 class Feed:
     """An activated network whose rebuilt tensor is the first operand of another one (ADTN).
 
-    A tensor with fewer entries than that operand is zero-padded in row-major order: with a leading index of its
-    own, it is multiplied by the constant vector ``[1, 0, ...]``.
+    A smaller tensor is zero-padded in row-major order, as by a constant vector ``[1, 0, ...]`` on a leading index.
 
     Parameters
     ----------
@@ -117,10 +117,8 @@ class Network:
             if not isinstance(size := self.sizes[name], Integral) or size < 1:
                 _fail(name, pattern, f"has size {size!r}: a whole number of at least 1 is needed")
         first = [int(self.sizes[name]) for name in operands[0]]
-        if self.feed is not None and prod(self.feed.network.shape) > prod(first):
-            raise PatternError(
-                f"the feed rebuilds {self.feed.network.shape}, but the first operand of {pattern!r} has sizes {first}"
-            )
+        if self.feed is not None and prod(fed := self.feed.network.shape) > prod(first):
+            raise PatternError(f"the feed rebuilds {fed}, but the first operand of {pattern!r} has sizes {first}")
         sizes = MappingProxyType({name: int(self.sizes[name]) for name in names})
         for attribute, value in (("pattern", pattern), ("operands", operands), ("axes", axes), ("sizes", sizes)):
             object.__setattr__(self, attribute, value)
@@ -260,12 +258,18 @@ class Network:
         left, _, right = pattern.partition("->")
         outer = set(re.sub(r"[()]", " ", right).split())
         bonds = [b for b in dict.fromkeys(left.replace(",", " ").split()) if b not in outer and b not in sizes]
-        ranks = list(rank) if isinstance(rank, Sequence) else [rank] * len(bonds)
+        ranks = list(rank) if isinstance(rank, Sequence) else [rank] * (len(bonds) or 1)
         if any(not isinstance(r, Integral) or r < 1 for r in ranks):
             raise RankError(f"rank {rank!r}: whole numbers of at least 1 are needed, one or one per bond {bonds}")
-        if len(ranks) != len(bonds):
+        if len(ranks) != len(bonds) and isinstance(rank, Sequence):
             raise RankError(f"rank {rank!r} has {len(ranks)} entries, but {pattern!r} has {len(bonds)} bonds {bonds}")
-        return cls(pattern, {**sizes, **dict(zip(bonds, ranks, strict=True))})
+        return cls(pattern, {**sizes, **dict(zip(bonds, ranks, strict=False))})
+
+    def draw(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The diagram as SVG text; written to `path` as SVG, or as PNG and others (extra ``plot``), by its suffix."""
+        from tnc.draw import draw
+
+        return draw(self, path)
 
     # ---------------------------------------------------------------- JSON
 

@@ -12,11 +12,11 @@ from math import inf, prod
 
 import opt_einsum
 
-__all__ = ["BLOCK", "LARGE", "Indices", "Pair", "find", "ranking"]
+__all__ = ["BLOCK", "LARGE", "Indices", "Pair", "find", "ranking", "sweep"]
 
 Indices = tuple[str, ...]
-Pair = tuple[int, int, Indices | None]
-"""Two operands to take off the list, and the index order of a result that is computed in place."""
+Pair = tuple[int, int]
+"""Two operands to take off the list; their product is appended."""
 
 BLOCK = 32
 """Most rows of a merged block: where arithmetic begins to cost more than a pass (2 CPU cores, float32)."""
@@ -38,17 +38,17 @@ def find(operands: Sequence[Indices], output: Indices, size: Mapping[str, int], 
         dynamic programming on chains and rings (cheap there, however long), and opt_einsum's choice elsewhere.
     """
     if len(operands) <= 2:
-        return [(0, 1, None)][: len(operands) - 1]
+        return [(0, 1)][: len(operands) - 1]
     if optimize == "auto":
-        if (path := _sweep(operands, output, size)) is not None:
-            return path
+        if (swept := sweep(operands, output, size)) is not None:
+            return [pair for pair, _ in swept]
         optimize = "dp" if _is_chain(operands, output) else optimize
     symbol = {name: opt_einsum.get_symbol(k) for k, name in enumerate(size)}
     spell = ["".join(symbol[i] for i in core) for core in (*operands, output)]
     equation = ",".join(spell[:-1]) + "->" + spell[-1]
     shapes = [tuple(size[i] for i in core) for core in operands]
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True, optimize=optimize)
-    return [(*pair, None) for pair in path if len(pair) == 2]
+    return [(int(pair[0]), int(pair[1])) for pair in path if len(pair) == 2]
 
 
 def _is_chain(operands: Sequence[Indices], output: Indices) -> bool:
@@ -78,8 +78,13 @@ def ranking(operands: Sequence[Indices], output: Indices) -> dict[str, float]:
     return place
 
 
-def _sweep(operands: Sequence[Indices], output: Indices, size: Mapping[str, int]) -> list[Pair] | None:
-    """Blocks of small operands, one after another along the largest; None where that does not work out."""
+def sweep(
+    operands: Sequence[Indices], output: Indices, size: Mapping[str, int]
+) -> list[tuple[Pair, Indices | None]] | None:
+    """Blocks of small operands, one after another along the largest; None where that does not work out.
+
+    With each pair comes the order of its result if it replaces neighbouring indices of the large tensor in place.
+    """
 
     def weight(names: Sequence[str]) -> int:
         return prod(size[name] for name in names)
@@ -103,7 +108,7 @@ def _sweep(operands: Sequence[Indices], output: Indices, size: Mapping[str, int]
         at = layout.index(inner[0])
         layout[at : at + len(inner)] = new
         for k in [*block[1:], big]:
-            path.append((held.index(block[0]), held.index(k), tuple(layout) if k == big else None))
+            path.append(((held.index(block[0]), held.index(k)), tuple(layout) if k == big else None))
             held = [other for other in held if other not in (block[0], k)] + [fresh]
             block[0], fresh = fresh, fresh + 1
         big = fresh - 1

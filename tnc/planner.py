@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from tnc.cost import Device, seconds, step
 from tnc.network import Network
-from tnc.pairwise import Indices, Plan, Work, path_of, plan
+from tnc.paths import find
+from tnc.plans import Indices, Plan, Work, plan
 
 __all__ = ["Choice", "Conv", "Rows", "conv", "linear", "rows"]
 
@@ -105,7 +106,7 @@ def _cheapest(
 
 def _after(operands: tuple[Indices, ...], output: Indices, sizes: tuple[tuple[str, int], ...], inner: Indices) -> Plan:
     """Rebuild by opt_einsum's order, then multiply the input."""
-    pairs = path_of(operands[1:], inner, dict(sizes))
+    pairs = find(operands[1:], inner, dict(sizes))
     shifted = tuple((i + 1, j + 1) for i, j in pairs)
     return plan(operands, output, sizes, "auto", (*shifted, (0, 1)))
 

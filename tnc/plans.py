@@ -1,140 +1,90 @@
-"""Contraction plans: a pure, cached `plan` made from shapes once, and a short `run` on any array library.
+"""Contraction plans: a pure, cached `plan` made from index names and sizes, and a short `run` on any library.
 
-The order of pairwise contractions comes from `tnc.paths`; every pair becomes one (batched) matrix product, laid
-out so that large operands are not copied.
+The order of contractions comes from `tnc.paths` or from the caller. Each pair becomes one matrix product, laid
+out with an eye on the step that consumes its result: large arrays are viewed, only small ones copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
 from tnc.errors import PatternError
-from tnc.paths import Indices, find, ranking
-from tnc.typing import Array, Namespace, Shape
+from tnc.layouts import DYNAMIC, View, cheapest, count, view
+from tnc.paths import Indices, find, ranking, sweep
+from tnc.typing import Array, Namespace
 
-__all__ = ["Plan", "Step", "View", "contract", "look", "plan", "run"]
-
-_EARLY = 4
-"""An operand this many times smaller than the result may be permuted to lay the result out."""
-
-
-@dataclass(frozen=True)
-class View:
-    """Reshape, permute, reshape: each part is None where it would change nothing."""
-
-    split: Shape | None
-    order: Shape | None
-    merge: Shape | None
-
-    @property
-    def copies(self) -> bool:
-        """Whether memory moves: a matrix product takes transposed matrices as they lie, but no strided ones."""
-        return self.order is not None and (self.merge is not None or self.order[:-2] == (2,))
+__all__ = ["DYNAMIC", "Indices", "Plan", "Step", "View", "Work", "contract", "look", "multiply", "plan", "run"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pairwise contraction: view both operands as (batched) matrices, multiply, append the result of `entries`."""
+    """One pairwise contraction: view both operands, multiply, append the result.
+
+    Where `spread` is set, the left operand is a single matrix that multiplies each matrix of the right one.
+    """
 
     left: int
     right: int
     left_view: View
     right_view: View
-    entries: int
+    spread: bool
+
+
+class Work(NamedTuple):
+    """What a step costs: so many products of (m, k) by (k, n), and entries copied to lay them out."""
+
+    many: int
+    m: int
+    n: int
+    k: int
+    copied: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A contraction, ready to run: made from index names and sizes only.
+    """A contraction, ready to run.
 
     Attributes
     ----------
     steps : tuple of Step
-        Pairwise contractions; each takes two operands off the list and appends one.
+        Each takes two operands off the list and appends one.
     final : View
         Brings the last result into the order asked for.
-    flops : int
-        Multiplications and additions of all steps.
-    peak : int
-        Entries of the largest intermediate.
-    moved : int
-        Entries read and written, those of permutations that copy included.
+    where : tuple of (str, int, int)
+        Dynamic indices: operand and axis to read their size from.
+    work : tuple of Work
+        Costs at the sizes planned for; the last entry is the final view's copy.
+    flops, peak : int
+        Multiplications and additions of all steps; entries of the largest intermediate.
     """
 
     steps: tuple[Step, ...]
     final: View
+    where: tuple[tuple[str, int, int], ...]
+    work: tuple[Work, ...]
     flops: int
     peak: int
-    moved: int = 0
 
-
-def _shape(groups: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> Shape:
-    """Merged sizes; the group with the batch is -1, so that one plan serves every batch size."""
-    return tuple(-1 if "*" in g else prod(sizes[i] for i in g) for g in groups)
-
-
-def _view(source: Indices, groups: Sequence[Indices], sizes: Mapping[str, int]) -> View:
-    """View an array of indices `source` with the axes `groups`, permuting as few axes as possible."""
-    target = [i for group in groups for i in group]
-    place = {name: k for k, name in enumerate(source)}
-    runs: list[list[str]] = []  # neighbours before and after move as one axis
-    for name in target:
-        if runs and place[runs[-1][-1]] + 1 == place[name]:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    before = sorted(runs, key=lambda run: place[run[0]])
-    order = tuple(before.index(run) for run in runs)
-    merge = _shape(groups, sizes)
-    if order == tuple(range(len(order))):
-        return View(None, None, merge)
-    return View(_shape(before, sizes), order, None if [list(g) for g in groups] == runs else merge)
-
-
-def _pair(
-    a: Indices, b: Indices, kept: set[str], sizes: Mapping[str, int], place: Mapping[str, float]
-) -> tuple[View, View, Indices]:
-    """Views of the two operands as (batch, rows, inner) and (batch, inner, columns), and the result's indices."""
-    larger = a if prod(sizes[i] for i in a) >= prod(sizes[i] for i in b) else b
-    shared = [i for i in larger if i in a and i in b]
-    batch = tuple(i for i in shared if i in kept)
-    inner = tuple(i for i in shared if i not in kept)
-    free = [tuple(i for i in core if i not in shared) for core in (a, b)]
-    total = prod(sizes[i] for i in (*batch, *free[0], *free[1]))
-    for k, core in enumerate((a, b)):  # permuting early, where arrays are small, saves it at the end
-        if _EARLY * prod(sizes[i] for i in core) <= total:
-            free[k] = tuple(sorted(free[k], key=place.__getitem__))
-    lead = (batch,) if batch else ()
-    left, right = _view(a, (*lead, free[0], inner), sizes), _view(b, (*lead, inner, free[1]), sizes)
-    return left, right, (*batch, *free[0], *free[1])
-
-
-def _in_place(small: Indices, big: Indices, result: Indices, sizes: Mapping[str, int]) -> tuple[bool, View, View]:
-    """Views that multiply neighbouring indices of `big` where they stand, and whether `big` is the left factor."""
-    inner = tuple(i for i in big if i in small)
-    new = tuple(i for i in result if i not in big)
-    at = big.index(inner[0])
-    before, after = big[:at], big[at + len(inner) :]
-    if not after:
-        return True, _view(big, (before, inner), sizes), _view(small, (inner, new), sizes)
-    lead = (before,) if before else ()
-    left = _view(small, ((), new, inner) if before else (new, inner), sizes)
-    return False, left, _view(big, (*lead, inner, after), sizes)
-
-
-def _leads(core: Indices, output: Indices) -> bool:
-    """Whether the first index of the output is the first of the core's that stand there."""
-    return output[:1] == tuple(i for i in core if i in output)[:1]
+    @property
+    def moved(self) -> int:
+        """Entries read and written, those of permutations that copy included."""
+        left = [w.m * w.k * (1 if step.spread else w.many) for step, w in zip(self.steps, self.work, strict=False)]
+        return sum(left) + sum(w.many * (w.k + w.m) * w.n + 2 * w.copied for w in self.work)
 
 
 @lru_cache(maxsize=4096)
 def plan(
-    operands: tuple[Indices, ...], output: Indices, sizes: tuple[tuple[str, int], ...], optimize: str = "auto"
+    operands: tuple[Indices, ...],
+    output: Indices,
+    sizes: tuple[tuple[str, int], ...],
+    optimize: str = "auto",
+    path: tuple[tuple[int, int], ...] | None = None,
 ) -> Plan:
     """Plan the contraction of `operands` (their index names) to `output`.
 
@@ -145,9 +95,11 @@ def plan(
     output : tuple of str
         Index names of the result; every other index is summed over.
     sizes : tuple of (str, int)
-        Size of every index. The size of ``*`` guides the order only: a plan runs at any batch size.
+        Size of every index. Those of `DYNAMIC` indices guide the order only: a plan runs at any.
     optimize : str
         Path optimizer of opt_einsum: ``auto``, ``optimal``, ``dp``, ``greedy``, ...
+    path : tuple of (int, int), optional
+        The order itself, as opt_einsum writes it.
 
     Raises
     ------
@@ -155,54 +107,91 @@ def plan(
         An index stands in one operand only and not in the output.
     """
     size = dict(sizes)
-    held = list(operands)
     for name in size:
-        if name not in output and sum(name in core for core in held) == 1:
+        if name not in output and sum(name in core for core in operands) == 1:
             raise PatternError(f"index {name!r} stands in one operand only and not in the output {output}")
-
-    def entries(names: Iterable[str]) -> int:
-        return prod(size[name] for name in names)
-
-    place, steps, flops, peak, moved = ranking(operands, output), [], 0, 0, 0
-    for i, j, result in find(operands, output, size, optimize):
-        a, b = held[i], held[j]
+    swept = sweep(operands, output, size) if path is None and optimize == "auto" and len(operands) > 2 else None
+    if path is None:
+        path = tuple(pair for pair, _ in swept) if swept else tuple(find(operands, output, size, optimize))
+    consumers = _consumers(operands, output, path)
+    for t, (_, order) in enumerate(swept or ()):
+        consumers[t] = consumers[t] if order is None else (set(), order)
+    held, steps, work, flops, peak = list(operands), [], [], 0, 0
+    place = ranking(operands, output)
+    forms: list[Sequence[Indices]] = [[(i,) for i in core] for core in operands]
+    for (i, j), consumer in zip(path, consumers, strict=True):
         rest = [core for k, core in enumerate(held) if k not in (i, j)]
-        if result is not None:
-            swap, left, right = _in_place(a, b, result, size)
-        else:
-            swap = _leads(b, output) and not _leads(a, output)  # saves the last transposition where possible
-        if swap:
-            i, j, a, b = j, i, b, a
-        if result is None:
-            left, right, result = _pair(a, b, set(output).union(*rest), size, place)
-        steps.append(Step(i, j, left, right, entries(result)))
-        flops += 2 * entries({*a, *b})
-        peak = max(peak, entries(result))
-        moved += entries(result) + sum((1 + 2 * v.copies) * entries(n) for v, n in ((left, a), (right, b)))
-        held = [*rest, result]
-    final = _view(held[0], tuple((n,) for n in output), size)
-    moved += 2 * (final.order is not None) * entries(output)
-    return Plan(tuple(steps), final, flops, peak, moved)
+        kept = set(output).union(*rest)
+        best = cheapest(held[i], held[j], kept, consumer, place, size)
+        i, j = (j, i) if best.swap else (i, j)
+        left, right = (view(held[k], forms[k], groups, size) for k, groups in ((i, best.left), (j, best.right)))
+        steps.append(Step(i, j, left, right, best.spread))
+        work.append(Work(*best.work, best.copied))
+        flops += 2 * prod(best.work)
+        peak = max(peak, count(best.result, size))
+        forms = [form for k, form in enumerate(forms) if k not in (i, j)] + [best.form]
+        held = [*rest, best.result]
+    final = view(held[0], forms[0], [(n,) for n in output], size)
+    work.append(Work(0, 0, 0, 0, 0 if held[0] == output else count(output, size)))
+    where = tuple((n, *next((k, c.index(n)) for k, c in enumerate(operands) if n in c)) for n in DYNAMIC if n in size)
+    return Plan(tuple(steps), final, where, tuple(work), flops, peak)
 
 
-def look(x: Array, view: View, xp: Namespace) -> Array:
+def _consumers(
+    operands: tuple[Indices, ...], output: Indices, pairs: Sequence[tuple[int, int]]
+) -> list[tuple[set[str], Indices | None]]:
+    """For every step: the indices of its result that its consumer contracts, or the output's order at the end."""
+    held: list[tuple[set[str], int]] = [(set(core), -1) for core in operands]
+    wanted: list[tuple[set[str], Indices | None]] = [(set(), None)] * len(pairs)
+    for t, (i, j) in enumerate(pairs):
+        (a, s), (b, u) = held[i], held[j]
+        rest = [pair for k, pair in enumerate(held) if k not in (i, j)]
+        kept = set(output).union(*(names for names, _ in rest))
+        for source in (s, u):
+            if source >= 0:
+                wanted[source] = ((a & b) - kept, None)
+        held = [*rest, ((a | b) & kept, t)]
+    if pairs:
+        wanted[-1] = (set(), output)
+    return wanted
+
+
+_STATIC: Mapping[str, Any] = {}
+
+
+def _sizes(shape: tuple[Any, ...], dims: Mapping[str, Any]) -> tuple[Any, ...]:
+    if not dims:
+        return shape
+    return tuple(
+        e if isinstance(e, int) else e.factor * dims[e.names[0]] * (dims[e.names[1]] if len(e.names) > 1 else 1)
+        for e in shape
+    )
+
+
+def look(x: Array, view: View, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
     """Reshape, permute, reshape."""
     if view.split is not None:
-        x = xp.reshape(x, view.split)
+        x = xp.reshape(x, _sizes(view.split, dims))
     if view.order is not None:
         x = xp.permute_dims(x, view.order)
-    return x if view.merge is None else xp.reshape(x, view.merge)
+    return x if view.merge is None else xp.reshape(x, _sizes(view.merge, dims))
+
+
+def multiply(step: Step, left: Array, right: Array, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
+    """One step: view both operands as matrices, and multiply."""
+    a, b = look(left, step.left_view, xp, dims), look(right, step.right_view, xp, dims)
+    return xp.matmul(xp.broadcast_to(a, (b.shape[0], *a.shape)) if step.spread else a, b)
 
 
 def run(plan: Plan, arrays: Sequence[Array], xp: Namespace | None = None) -> Array:
     """Run a plan: permute, reshape and multiply, on the arrays' own library and device."""
     xp = array_namespace(*arrays) if xp is None else xp
+    dims = {name: arrays[k].shape[axis] for name, k, axis in plan.where}
     held = list(arrays)
     for step in plan.steps:
-        left, right = held[step.left], held[step.right]
-        product = xp.matmul(look(left, step.left_view, xp), look(right, step.right_view, xp))
+        product = multiply(step, held[step.left], held[step.right], xp, dims)
         held = [x for k, x in enumerate(held) if k not in (step.left, step.right)] + [product]
-    return look(held[0], plan.final, xp)
+    return look(held[0], plan.final, xp, dims)
 
 
 def contract(operands: Sequence[Indices], output: Indices, arrays: Sequence[Array]) -> Array:

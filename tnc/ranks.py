@@ -7,7 +7,7 @@ then trades error against parameters over all bonds, and over all weights of a b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite, prod, sqrt
@@ -104,12 +104,15 @@ class Ratio(RankPolicy):
 
     def choose(self, weight: Array, decomposition: Decomposition) -> Network:
         shape = tuple(weight.shape)
-        even, free = self.even(shape, decomposition), free_bonds(decomposition, shape)
-        if free is None or not even.is_tree or len(free) < 2:
-            return even
-        least = decomposition.network(shape, decomposition.step).clipped()
-        spectra, allowance = Spectra.of(working(weight), least, free), self._allowance(shape)
-        return min((allocate([spectra], allowance)[0], fill(even, free, allowance, spectra)), key=spectra.missed)
+        found, free = self.even(shape, decomposition), free_bonds(decomposition, shape)
+        if free and found.is_tree and len(free) > 1:
+            least = decomposition.network(shape, decomposition.step).clipped()
+            spectra, allowance = Spectra.of(working(weight), least, free), self._allowance(shape)
+            options = allocate([spectra], allowance)[0], fill(found, free, allowance, spectra)
+            found = min(options, key=spectra.missed)
+        if found.n_params >= prod(shape):
+            raise PromiseError(f"{self} has room for the dense weight")
+        return found
 
     def even(self, shape: Shape, decomposition: Decomposition) -> Network:
         """The network of the ratio where nothing is known of the weight: ranks as equal as the allowance permits."""
@@ -128,7 +131,7 @@ class Ratio(RankPolicy):
         return _share(self.ratio, prod(shape))
 
     def __str__(self) -> str:
-        return f"ratio:{self.ratio:g}"
+        return f"ratio:{self.ratio}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class Tolerance(RankPolicy):
         return best
 
     def __str__(self) -> str:
-        return f"tolerance:{self.tolerance:g}"
+        return f"tolerance:{self.tolerance}"
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,7 @@ class Budget(RankPolicy):
         return {name: result[name] for name in weights}
 
     def __str__(self) -> str:
-        return f"budget:{self.ratio:g}"
+        return f"budget:{self.ratio}"
 
 
 def _fraction(name: str, ratio: float) -> None:
@@ -274,7 +277,7 @@ def policy(rank: Rank | float | str | RankPolicy) -> RankPolicy:
 
 
 def _parse(text: str) -> RankPolicy:
-    kinds = {"ratio": Ratio, "tolerance": Tolerance, "budget": Budget}
+    kinds: dict[str, Callable[[float], RankPolicy]] = {"ratio": Ratio, "tolerance": Tolerance, "budget": Budget}
     kind, colon, value = text.strip().rpartition(":")
     try:
         if colon and kind != "rank":

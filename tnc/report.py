@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tnc.errors import MissingExtraError
 
@@ -88,7 +89,8 @@ class Report:
             clipped = f"as asked {row.nominal:,}" if row.nominal > row.after and row.method != "dense" else ""
             cells = [row.name, row.method, "x".join(map(str, row.shape)), " ".join(map(str, row.ranks))]
             cells += [f"{row.before:,}", f"{row.after:,}", f"{row.error:.4f}", f"{row.seconds:.2f}"]
-            table.add_row(*cells, "; ".join(filter(None, (row.note, clipped))))
+            cells.append("; ".join(filter(None, (row.note, clipped))))
+            table.add_row(*map(Text, cells))  # names are text, whatever brackets they have
         return table
 
     def __str__(self) -> str:

@@ -61,7 +61,10 @@ def assert_conforms(
     _claim(isinstance(d, Decomposition), f"{d!r} is no tnc.Decomposition")
     frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     _claim(frozen, f"{kind.__name__} is not a frozen dataclass: decorate it with @dataclass(frozen=True)")
-    _claim(replace(d) == d and hash(replace(d)) == hash(d), f"{d} does not equal, or hash like, its own copy")
+    try:
+        _claim(replace(d) == d and hash(replace(d)) == hash(d), f"{d} does not equal, or hash like, its own copy")
+    except TypeError as error:
+        raise AssertionError(f"{d} is not hashable: {error}") from error
     for plugin in decompositions.plugins():
         if plugin.target == f"{kind.__module__}:{kind.__qualname__}":
             _claim(str(d).partition("(")[0] == plugin.name, f"{d} is registered as {plugin.name!r}: name both alike")

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 from tnc.backends import Backend, move, of
 from tnc.checkpoint import Checkpoint
 from tnc.decomposition import Decomposition, Factorization
-from tnc.errors import MatchError, PromiseError, RankError, TncError, WeightError, listed
+from tnc.errors import BackendError, MatchError, PromiseError, RankError, TncError, WeightError, listed
 from tnc.linalg import working
 from tnc.network import Network
 from tnc.ranks import RankPolicy, policy
@@ -22,7 +22,7 @@ from tnc.registry import decompositions
 from tnc.report import Report, Row
 from tnc.settings import current_backend
 from tnc.storage import bfloat16, widen
-from tnc.typing import Array, Rank
+from tnc.typing import Array
 
 __all__ = ["Progress", "Rule", "compress_weights", "rules_of"]
 
@@ -51,7 +51,7 @@ class Rule:
 
     match: str
     decomposition: Any
-    rank: Rank | float | str | RankPolicy | None = None
+    rank: Any = None
 
     def __post_init__(self) -> None:
         chosen = self.decomposition
@@ -64,7 +64,7 @@ class Rule:
         if chosen is not None and self.rank is None:
             raise RankError(f"rule {self.match!r}: no rank given; write rank=8, rank=0.1 or rank='tolerance:0.02'")
         object.__setattr__(self, "decomposition", chosen)
-        object.__setattr__(self, "rank", None if chosen is None else policy(self.rank))  # type: ignore[arg-type]
+        object.__setattr__(self, "rank", None if chosen is None else policy(self.rank))
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -90,7 +90,7 @@ def rules_of(rules: Any, rank: Any = None) -> list[Rule]:
         return [rules]
     if isinstance(rules, str | Decomposition | type):
         return [Rule("*", rules, rank)]
-    found = list(rules)
+    found = list(rules) if isinstance(rules, Iterable) else []
     if not found or not all(isinstance(rule, Rule) for rule in found):
         raise MatchError(f"rules {rules!r}: pass tnc.Rule(match, decomposition, rank), or a list of them")
     return found
@@ -164,11 +164,15 @@ def compress_weights(
 def ties(weights: Mapping[str, Array]) -> dict[str, str]:
     """Names that share the whole memory of an earlier name."""
     homes: dict[Any, str] = {}
-    return {
-        name: home
-        for name, x in weights.items()
-        if prod(x.shape) > 1 and (home := homes.setdefault(of(x).memory(x), name)) != name
-    }
+    found = {}
+    for name, x in weights.items():
+        try:
+            key = of(x).memory(x)
+        except BackendError as error:
+            raise WeightError(f"{name}: {error}") from error
+        if prod(x.shape) > 1 and (home := homes.setdefault(key, name)) != name:
+            found[name] = home
+    return found
 
 
 def _match(
@@ -196,7 +200,7 @@ def _match(
 def _check(name: str, x: Array, rule: Rule) -> bool:
     """Whether a matched weight can be factorized; the catch-all passes over integers, anything else is an error."""
     xp = array_namespace(x)
-    if rule.decomposition is None:
+    if rule.decomposition is None or 0 in x.shape:
         return False
     if str(x.device) == "meta":
         raise WeightError(f"{name} is on the meta device and has no values: load the weights before compressing")
@@ -216,9 +220,9 @@ def _compress_group(
 ) -> dict[str, tuple[Factorization | None, Row]]:
     """Choose the ranks of one rule's weights, fit each, and say what happened."""
     start = perf_counter()
-    fitted = {name: working(move(x, place) if place else x) for name, x in weights.items()}
+    fitted = {name: working(move(of(x).plain(x), place or of(x))) for name, x in weights.items()}
     try:
-        chosen = rule.rank.assign(fitted, rule.decomposition)  # type: ignore[union-attr]
+        chosen = rule.rank.assign(fitted, rule.decomposition)
     except TncError as error:
         raise type(error)(f"{', '.join(weights)}: {error}") from error
     share, done = (perf_counter() - start) / len(weights), {}
@@ -236,8 +240,8 @@ def _fit(
     rule: Rule, name: str, x: Array, network: Network | PromiseError, weight: Array, narrow: bool, seed: int
 ) -> tuple[Factorization | None, Row]:
     """Fit, round to how the weight is stored, and check the promise on that; ask for more where rounding broke it."""
-    shape, size, policy, why = tuple(weight.shape), prod(weight.shape), rule.rank, ""
-    assert isinstance(policy, RankPolicy)
+    shape, size, why = tuple(weight.shape), prod(weight.shape), ""
+    policy: RankPolicy = rule.rank
     for _ in range(4):
         if isinstance(network, PromiseError):
             why = why or str(network)
@@ -250,12 +254,12 @@ def _fit(
         error = found.map(lambda core: move(working(core), of(x))).error(x)
         if not error < float("inf"):
             raise WeightError(f"{rule.decomposition} returned cores that are not finite")
-        if rule.rank.accepts(error):  # type: ignore[union-attr]
+        if rule.rank.accepts(error):
             nominal = policy.nominal(shape, rule.decomposition, network)
             return found, Row(
                 name, str(rule.decomposition), shape, network.ranks, size, network.n_params, nominal, error
             )
-        why = f"rounded to {'bfloat16' if narrow else weight.dtype} the error is {error:.3g}, above {rule.rank}"
+        why = f"stored as {'bfloat16' if narrow else weight.dtype} the error is {error:.3g}, above {rule.rank}"
         policy = policy.stricter(error)
         network = policy.assign({name: x}, rule.decomposition)[name]
     return None, Row(name, "dense", shape, (), size, size, size, note=why)

@@ -84,6 +84,7 @@ class Shell(Executed):
         # `tnc` must be the one of the environment that builds the documentation.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         plain = {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+        plain["CLONE"] = str(Path(self.env.srcdir).parent)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", code],
             cwd=folder,

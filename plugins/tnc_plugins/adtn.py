@@ -73,5 +73,5 @@ class ADTN(Decomposition):
         bottom = first(network)
         exact = super().fit(x, train(bottom), seed=seed, metric=metric)
         if bottom is network:
-            return widen(exact, network.core_shapes)
+            return widen(exact, network)
         return deepen(x, network, exact, seed=seed, steps=self.steps, progress=progress)

@@ -9,10 +9,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from tnc import Network
-from tnc.contract import dense, pad
+from tnc.contract import dense
 from tnc.gradient import descend
 from tnc.linalg import like, relative_error
-from tnc.typing import Array, Shape
+from tnc.typing import Array
 
 __all__ = ["deepen", "start", "widen"]
 
@@ -34,13 +34,18 @@ def start(network: Network, seed: int = 0, noise: float = 0.1) -> list[np.ndarra
     return found
 
 
-def widen(cores: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-    """Cores as gates with more inputs, of which only the entry of the constant vectors acts."""
-    xp, found = array_namespace(*cores), []
-    for core, shape in zip(cores, shapes, strict=True):
-        ones = (1,) * (len(shape) - core.ndim)
-        found.append(pad(xp.reshape(core, (*core.shape, *ones)), shape, xp))
-    return found
+def widen(cores: Sequence[Array], network: Network) -> list[Array]:
+    """Cores of a first layer as the last gates of a network: the identity where the constant vectors do not reach.
+
+    What the layers below hold, the identity, then feeds the constant vectors to them: the same weight, up to a scale.
+    """
+    xp, gates = array_namespace(*cores), [like(gate, cores[0]) for gate in start(network, noise=0.0)]
+    idle, gates = gates[: -len(cores)], gates[-len(cores) :]
+    for k, core in enumerate(cores):
+        flat = xp.reshape(gates[k], (*core.shape, -1))
+        flat = xp.concat([core[..., None], flat[..., 1:]], axis=-1)
+        gates[k] = xp.reshape(flat, gates[k].shape)
+    return [*idle, *gates]
 
 
 def deepen(
@@ -52,12 +57,10 @@ def deepen(
     steps: int | None,
     progress: Callable[[int, int, float], None] | None,
 ) -> list[Array]:
-    """Gates of a deep network by gradient, never worse than its last layer alone with the cores `exact`."""
+    """Gates of a deep network by gradient, never worse than its last layer alone, whose cores are `exact`."""
     gates = [like(gate, x) for gate in start(network, seed)]
     layers = len(gates) // len(exact)
     steps = steps or min(800, max(60, _WORK // (layers * prod(network.shape))))
     found = descend(x, network, gates, steps=steps, progress=progress)
-    last = len(gates) - len(exact)
-    idle = [like(gate, x) for gate in start(network, noise=0.0)[:last]]
-    shallow = descend(x, network, [*idle, *widen(exact, network.core_shapes[last:])], steps=1)
+    shallow = descend(x, network, widen(exact, network), steps=1)
     return min(shallow, found, key=lambda cores: relative_error(x, dense(network, cores, x.shape)))

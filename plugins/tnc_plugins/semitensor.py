@@ -1,4 +1,4 @@
-"""Semi-tensor product formats: Tucker, tensor train and tensor ring whose cores are multiplied by ``A ⋉ B = A (B ⊗ I_t)``.
+"""Semi-tensor product formats: Tucker, train and ring whose cores are multiplied by ``A ⋉ B = A (B ⊗ I_t)``.
 
 Each is its classical format on a regrouped tensor, fitted by the same closed form: the network says it all. At
 equal parameters none of them is better than another in general; compare rank ``R`` here with ``R / t`` there.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tnc import Network
 from tnc.typing import Rank, Shape
-from tnc_plugins.passthrough import Ratio, divide, divisible, step
+from tnc_plugins.passthrough import Ratio, semitensor, step
 from tnc_plugins.ring import Ring
 from tnc_plugins.tt import TT
 from tnc_plugins.tucker import Tucker
@@ -36,8 +36,7 @@ class STTu(Tucker):
 
     def network(self, shape: Shape, rank: Rank) -> Network:
         """``"m0 r0, n0 r1, r0 t0 r1 t1 k0 k1 -> (m0 t0) (n0 t1) k0 k1"``."""
-        plain = divisible(Tucker(self.order, self.rows, self.columns), shape, self.t, end=-1)
-        return divide(plain.network(shape, rank), self.t, end=-1)
+        return semitensor(Tucker(self.order, self.rows, self.columns), self.t, -1, shape, rank)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class STT(TT):
 
     def network(self, shape: Shape, rank: Rank) -> Network:
         """``"m0 r1 t1, r1 m1 r2 t2, r2 n0 r3 t3, r3 n1 -> (m0 m1 t1) (n0 t2 n1 t3)"``."""
-        plain = divisible(TT(self.order, self.rows, self.columns), shape, self.t, end=0)
-        return divide(plain.network(shape, rank), self.t, end=0)
+        return semitensor(TT(self.order, self.rows, self.columns), self.t, 0, shape, rank)
 
 
 @dataclass(frozen=True)
@@ -76,5 +74,4 @@ class STR(Ring):
 
     def network(self, shape: Shape, rank: Rank) -> Network:
         """``"r0 m0 r1 t1, r1 m1 r2 t2, r2 n0 r3 t3, r3 n1 r0 t0 -> (m0 t0 m1 t1) (n0 t2 n1 t3)"``."""
-        plain = divisible(Ring(self.order, self.rows, self.columns), shape, self.t, end=0)
-        return divide(plain.network(shape, rank), self.t, end=0)
+        return semitensor(Ring(self.order, self.rows, self.columns), self.t, 0, shape, rank)

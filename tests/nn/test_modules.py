@@ -246,6 +246,13 @@ def test_a_lazy_layer_is_refused_until_it_has_a_shape(planted):
     planted.agree(model, "svd", torch.randn(5, 24))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_module_is_refused():
+    model = nn.Sequential(nn.Linear(24, 18), torch.jit.script(nn.Linear(18, 18)))
+    with pytest.raises(WeightError, match=r"1 is compiled by torch\.jit"):
+        tnc.compress(model, "svd", rank=2)
+
+
 # ---------------------------------------------------------------------- all the rest
 
 

@@ -174,6 +174,18 @@ def test_uninstall_ties_again(planted, case):
     assert [name for name, _ in dense.named_parameters()] == [name for name, _ in model.named_parameters()]
 
 
+def test_the_padding_row_of_a_tied_table_is_kept(planted):
+    """Whichever of the two comes first in the model."""
+    model = nn.ModuleDict({"head": nn.Linear(18, 24), "table": nn.Embedding(24, 18, padding_idx=3)})
+    model["head"].weight = planted.plant(model)["table"].weight
+    with torch.no_grad():
+        model["table"].weight[3] = 5.0
+    tnc.compress(model, "svd", rank=2)
+    assert bool((model["table"].weight[3] == 5).all()) and not bool((model["head"].weight[3] == 5).any())
+    tnc.nn.uninstall(model)
+    assert bool((model["table"].weight[3] == 5).all()) and model["head"].weight is model["table"].weight
+
+
 def test_a_rule_that_names_either_use_is_enough(planted):
     for name in ("table.weight", "head.weight"):
         model = planted.plant(Language())

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 import tnc
-from tnc.contract import dense
+from tnc import Decomposition
+from tnc.contract import apply_plan, dense, rebuilds, recipe
 from tnc.errors import RankError, WeightError
+from tnc.gradient import descend
 from tnc.linalg import relative_error
 from tnc.testing import assert_conforms
 from tnc_plugins.adtn import ADTN
 from tnc_plugins.brickwall import first, train
-from tnc_plugins.gates import start
+from tnc_plugins.gates import start, widen
 
 ACTIVATIONS = {
     "identity": lambda x: x,
@@ -190,6 +192,17 @@ def test_deep_fits_are_never_worse_than_depth_one(rng):
         assert relative_error(planted, dense(network, made.fit(planted, network))) < 1e-12
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_idle_deep_network_can_learn(activation):
+    weight = spectral(16, 1.0)
+    line = train(first(ADTN().network(weight.shape, 1)))
+    network = ADTN(depth=3, activation=activation).network(weight.shape, 1)
+    idle = widen(Decomposition.fit(ADTN(), weight, line), network)
+    errors = []
+    descend(weight, network, idle, steps=400, progress=lambda step, steps, error: errors.append(error))
+    assert errors[-1] < 0.95 * errors[0]
+
+
 @pytest.mark.parametrize("sites", [4, 9, 16])
 @pytest.mark.parametrize("depth", range(1, 17))
 def test_never_diverges(depth, sites):
@@ -207,14 +220,14 @@ def test_never_diverges(depth, sites):
 
 def test_seeds_decide(place):
     weight = place.from_numpy(spectral(16, 1.0))
-    made = ADTN(depth=2, steps=20)
+    made = ADTN(depth=2, steps=100)
     network = made.network((16, 16), 1)
     fits = [[place.to_numpy(core) for core in made.fit(weight, network, seed=seed)] for seed in (0, 0, 1)]
     assert all(map(np.array_equal, fits[0], fits[1]))
     assert not all(map(np.array_equal, fits[0], fits[2]))
     reference = made.fit(spectral(16, 1.0), network)
     for core, expected in zip(fits[0], reference, strict=True):
-        np.testing.assert_allclose(core, expected, atol=1e-8)
+        np.testing.assert_allclose(core, expected, atol=1e-6)
 
 
 # -------------------------------------------------------------------- padding
@@ -243,3 +256,31 @@ def test_padding_does_not_count_in_a_gradient_fit(rng):
     zeros[:9, :11] = part
     filled = relative_error(zeros, dense(network, made.fit(zeros, network)))
     assert masked < 0.8 * filled
+
+
+# ------------------------------------------------------------------- forward
+
+
+@pytest.mark.parametrize("shape", [(32, 16), (64, 64), (30, 20)])
+def test_shallow_ones_meet_the_input_without_the_weight(place, shape, rng):
+    network = ADTN().network(shape, 1)
+    assert not rebuilds(network)
+    assert rebuilds(ADTN(depth=2).network(shape, 1))
+    found = tnc.Factorization(network, [place.from_numpy(core) for core in start(network, noise=1.0)], shape)
+    x = rng.normal(size=(3, shape[1]))
+    expected = x @ place.to_numpy(found.dense()).T
+    np.testing.assert_allclose(place.to_numpy(found.apply(place.from_numpy(x))), expected, atol=1e-12)
+    assert apply_plan(network, 1).flops < prod(network.shape)
+
+
+def test_decoding_never_permutes_or_outgrows_the_weight():
+    for depth, passes in ((1, 1), (2, 7)):
+        made = recipe(ADTN(depth=depth).network((4096, 4096), 1))
+        count = 0
+        while made is not None:
+            assert made.plan.peak <= 2**24
+            assert made.plan.final.order is None
+            assert all(work.copied <= 2**15 for work in made.plan.work)
+            count += sum(work.many * work.m * work.n >= 2**23 for work in made.plan.work)
+            made = made.inner
+        assert count == passes

@@ -59,6 +59,10 @@ class Backend(ABC):
         """Whether `x` already lives in this place."""
         return array_namespace(x) is self.xp
 
+    def plain(self, x: Array) -> Array:
+        """`x` without a record of gradients; itself by default."""
+        return x
+
     def memory(self, x: Array) -> Any:
         """A key equal for arrays that share their whole memory (tied weights)."""
         return id(x)

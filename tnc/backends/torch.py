@@ -51,6 +51,9 @@ class TorchBackend(Backend):
         x = x.detach().cpu()
         return (x.float() if x.dtype in (torch.bfloat16,) else x).numpy()
 
+    def plain(self, x: Array) -> Array:
+        return x.detach()
+
     def memory(self, x: Array) -> Any:
         if x.device.type == "meta":
             return id(x)

@@ -52,7 +52,7 @@ def compress(
     written = None if dry_run else target.stat().st_size
     if as_json:
         totals = {"parameters_before": report.total, "parameters_after": report.total_after}
-        show_json({"file": str(target), "bytes": written, **totals, **json.loads(report.to_json())})
+        show_json({"file": str(target), "bytes": written, **totals, "rows": json.loads(report.to_json())["rows"]})
     else:
         words = f"{target} would be written (dry run)" if dry_run else f"{target}: {written:,} bytes"
         show(report.table(), f"{words}; {source}: {source.stat().st_size:,} bytes")

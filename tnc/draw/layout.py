@@ -5,14 +5,14 @@ Positions are in units of one bond, y downwards, and depend on nothing but the g
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import cos, hypot, pi, sin
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["Point", "place"]
 
-Node: TypeAlias = Hashable
+Node: TypeAlias = Any
 Point: TypeAlias = tuple[float, float]
 
 
@@ -50,7 +50,7 @@ def _parts(nodes: Sequence[Node], near: dict[Node, set[Node]]) -> list[list[Node
     return parts
 
 
-def _distances(start: Node, near: dict[Node, Iterable[Node]]) -> dict[Node, int]:
+def _distances(start: Node, near: Mapping[Node, Iterable[Node]]) -> dict[Node, int]:
     """Number of links from `start` to every node it is joined to."""
     found, front = {start: 0}, [start]
     for node in front:  # grows as it goes
@@ -66,10 +66,10 @@ def _part(nodes: list[Node], near: dict[Node, list[Node]], low: Node | None) -> 
     if max(degrees) <= 2 and sum(degrees) == 2 * (count - 1):
         return _row(_walk(next(n for n in nodes if len(near[n]) < 2), near), low), True
     if set(degrees) == {2}:
-        return _circle(_walk(nodes[0], near)), False
+        return _circle(_walk(nodes[0], near), 0.85), False
     for hub in nodes:
         if all(near[n] == [hub] for n in nodes if n != hub):
-            return _circle([n for n in nodes if n != hub]) | {hub: (0.0, 0.0)}, False
+            return _circle([n for n in nodes if n != hub], 1.05) | {hub: (0.0, 0.0)}, False
     for hubs in combinations(nodes, 2):
         leaves = [n for n in nodes if n not in hubs]
         if all(set(near[n]) == set(hubs) for n in leaves):
@@ -91,18 +91,18 @@ def _row(order: list[Node], low: Node | None) -> dict[Node, Point]:
     return {node: (0.66 * k, 0.72 * (k % 2 == parity)) for k, node in enumerate(order)}
 
 
-def _circle(order: list[Node]) -> dict[Node, Point]:
+def _circle(order: list[Node], least: float) -> dict[Node, Point]:
     """Clockwise from the upper left, so that rows come above and columns below."""
-    radius = max(1.0 if len(order) > 4 else 0.85, 0.5 / sin(pi / len(order)))
+    radius = max(least, 0.5 / sin(pi / len(order)))
     turns = [pi / 2 + pi / len(order) - 2 * pi * k / len(order) for k in range(len(order))]
     return {node: (radius * cos(turn), -radius * sin(turn)) for node, turn in zip(order, turns, strict=True)}
 
 
 def _sandwich(leaves: list[Node], below: Node, above: Node) -> dict[Node, Point]:
     """Leaves in a row between two hubs; a line between the hubs finds a gap in the row."""
-    middle = 1.15 * (len(leaves) - 1) / 2 + 0.575 * (len(leaves) % 2)
-    places: dict[Node, Point] = {leaf: (1.15 * k, 0.0) for k, leaf in enumerate(leaves)}
-    return places | {below: (middle, 1.0), above: (middle, -0.9)}
+    middle = 1.4 * (len(leaves) - 1) / 2 + 0.7 * (len(leaves) % 2)
+    places: dict[Node, Point] = {leaf: (1.4 * k, 0.0) for k, leaf in enumerate(leaves)}
+    return places | {below: (middle, 1.0), above: (middle, -1.0)}
 
 
 def _stress(nodes: list[Node], near: dict[Node, list[Node]], rounds: int = 300) -> dict[Node, Point]:
@@ -121,4 +121,14 @@ def _stress(nodes: list[Node], near: dict[Node, list[Node]], rounds: int = 300) 
                     scale, weight = want / max(hypot(dx, dy), 1e-9), want**-2
                     x, y, total = x + weight * (ox + scale * dx), y + weight * (oy + scale * dy), total + weight
             places[node] = (x / total, y / total)
-    return places
+    return _upright(places, nodes[0], near[nodes[0]][0])
+
+
+def _upright(places: dict[Node, Point], first: Node, second: Node) -> dict[Node, Point]:
+    """Turned so that the second node is to the right of the first and the others mostly below."""
+    (ox, oy), (sx, sy) = places[first], places[second]
+    length = hypot(sx - ox, sy - oy)
+    c, s = (sx - ox) / length, (sy - oy) / length
+    turned = {n: (c * (x - ox) + s * (y - oy), c * (y - oy) - s * (x - ox)) for n, (x, y) in places.items()}
+    flip = -1 if sum(y for _, y in turned.values()) < 0 else 1
+    return {n: (x, flip * y) for n, (x, y) in turned.items()}

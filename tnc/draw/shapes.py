@@ -90,8 +90,9 @@ class Bar(NamedTuple):
     def paint(self, axes: Any) -> None:
         from matplotlib.patches import FancyBboxPatch
 
-        (left, top, right, bottom), style = self.box, "round,pad=0,rounding_size=6"
-        look = {"boxstyle": style, "facecolor": "#fbe7c6", "edgecolor": "#b98a3c", "zorder": 2}
+        left, top, right, bottom = self.box
+        look: dict[str, Any] = {"facecolor": "#fbe7c6", "edgecolor": "#b98a3c", "zorder": 2}
+        look |= {"boxstyle": "round,pad=0,rounding_size=6"}
         axes.add_patch(FancyBboxPatch((left, top), right - left, bottom - top, **look))
 
 

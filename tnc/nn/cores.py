@@ -48,7 +48,7 @@ class Rebuild(nn.Module):
         return f"{self.network.pattern!r}, shape={self.shape}, {self.network.n_params:,} parameters"
 
 
-def _recompute(function, *cores: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _recompute(function, *cores: Tensor) -> Tensor:
     return checkpoint(function, *cores, use_reentrant=False)
 
 
@@ -59,25 +59,20 @@ class Cores(Rebuild):
     ----------
     factorization : Factorization
         Its cores become the parameters (as they are when they are parameters already).
-    requires_grad : bool
     pinned : (int, Tensor), optional
         A row of the weight that is no matter of the cores, such as the padding of an embedding.
     """
 
     pinned: Tensor | None
 
-    def __init__(
-        self, factorization: Factorization, *, requires_grad: bool = True, pinned: tuple[int, Tensor] | None = None
-    ) -> None:
+    def __init__(self, factorization: Factorization, *, pinned: tuple[int, Tensor] | None = None) -> None:
         super().__init__(factorization.network, factorization.shape)
         for k, core in enumerate(factorization.cores):
-            self.register_parameter(
-                str(k), core if isinstance(core, nn.Parameter) else nn.Parameter(core, requires_grad)
-            )
-        self.row = pinned[0] if pinned else None
+            self.register_parameter(str(k), core if isinstance(core, nn.Parameter) else nn.Parameter(core))
+        self.row = pinned[0] if pinned else 0
         self.register_buffer("pinned", pinned[1].detach().clone() if pinned else None)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self):
         return iter(self._parameters.values())
 
     def factorization(self) -> Factorization:

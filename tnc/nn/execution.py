@@ -16,6 +16,7 @@ EXECUTIONS = ("auto", "dense", "factorized")
 
 # Seconds a FLOP and a kernel call take, order of magnitude on a CPU core: only their ratio matters here.
 _FLOP, _CALL = 2e-11, 1e-5
+_EXPORTED = 64
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Schedule:
 
     def plan(self, batch: int) -> Plan | None:
         """The plan for a batch, or None where the weight should be rebuilt."""
+        if not isinstance(batch, int):  # `torch.export` with a dynamic batch: one program, without a case for each size
+            batch = _EXPORTED
         if batch > self.limit:
             return None
         for largest, plan in self.plans:

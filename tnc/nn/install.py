@@ -97,7 +97,10 @@ def _check_execution(execution: str) -> None:
 
 
 def _initialized(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The dense parameters; those of lazy modules have no shape before a first forward."""
+    """The dense parameters; those of lazy modules have no shape before a first forward, scripted ones no class."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise WeightError(f"{path or 'the model'} is compiled by torch.jit: compress what it was made from instead")
     dense = parameters(model)
     for name, parameter in dense.items():
         if isinstance(parameter, UninitializedParameter):
@@ -246,7 +249,8 @@ def uninstall(model: nn.Module) -> nn.Module:
     rebuilt: dict[int, nn.Parameter] = {}
     # A module that is registered twice is found twice.
     found = {(id(module), name): (module, name, cores) for _, module, name, cores, _ in factorizations(model)}
-    for module, name, cores in found.values():
+    # One that keeps a row goes first: what is tied to it gets the whole weight.
+    for module, name, cores in sorted(found.values(), key=lambda held: getattr(held[0], "kept_row", None) is None):
         rebuilt[id(cores[0])] = detach(module, name, rebuilt.get(id(cores[0])))
     model.__dict__.pop("tnc_report", None)
     return model

@@ -53,20 +53,19 @@ class Factorized(nn.Module):
         device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
         dense = self.base(*args, **kwargs, device="meta")
         self.__dict__.update(dense.__dict__, _dense_form=(self.base, tuple(dense._parameters)))
-        deviation, weight = _deviation(dense), self._parameters.pop("weight")
+        deviation, weight = _deviation(dense), dense.get_parameter("weight")
+        del self._parameters["weight"]
         factorization = _from_scratch(weight, decomposition, rank, deviation, device)
         if (bias := self._parameters.get("bias")) is not None:
             bound = math.sqrt(3) * deviation
             self.bias = nn.Parameter(torch.empty_like(bias, device=device).uniform_(-bound, bound))
         zeros = torch.zeros(weight.shape[1:], dtype=weight.dtype, device=device)
         pinned = None if self.kept_row is None else (self.kept_row, zeros)
-        self.adopt(Cores(factorization, pinned=pinned), requires_grad=True, execution=execution)
+        self.adopt(Cores(factorization, pinned=pinned), execution)
 
-    def adopt(self, factorization: Factorization | Cores, *, requires_grad: bool, execution: str) -> None:
-        """Take cores in place of the weight, which is gone already; cores of a tied layer are shared."""
-        made = isinstance(factorization, Cores)
-        self.cores = factorization if made else Cores(factorization, requires_grad=requires_grad)
-        self.execution = execution
+    def adopt(self, cores: Cores, execution: str) -> None:
+        """Take cores in place of the weight, which is gone already; parameters of a tied layer are shared."""
+        self.cores, self.execution = cores, execution
 
     def release(self) -> None:
         """Give up all that `adopt` added."""
@@ -129,8 +128,8 @@ class Linear(Factorized, nn.Linear):
 
     base = nn.Linear
 
-    def adopt(self, factorization: Factorization | Cores, *, requires_grad: bool, execution: str) -> None:
-        super().adopt(factorization, requires_grad=requires_grad, execution=execution)
+    def adopt(self, cores: Cores, execution: str) -> None:
+        super().adopt(cores, execution)
         self.schedule = schedule(self.cores.network, self.cores.shape, execution)
 
     def release(self) -> None:
@@ -139,7 +138,7 @@ class Linear(Factorized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias`` for input of shape (..., in_features)."""
-        plan = self.schedule.plan(input.shape[:-1].numel())
+        plan = self.schedule.plan(math.prod(input.shape[:-1]))  # numel() would be a constant to torch.export
         if plan is None:
             return nn.functional.linear(input, self.weight, self.bias)
         cores = self.cores
@@ -154,7 +153,7 @@ class Embedding(Factorized, nn.Embedding):
     """
 
     base = nn.Embedding
-    sparse = property(lambda self: False)  # type: ignore[assignment] # a lookup's gradient reaches every core
+    sparse = property(lambda self: False)  # a lookup's gradient reaches every core
 
     @property
     def kept_row(self) -> int | None:
@@ -165,7 +164,7 @@ class EmbeddingBag(Factorized, nn.EmbeddingBag):
     """`torch.nn.EmbeddingBag` with a factorized table."""
 
     base = nn.EmbeddingBag
-    sparse = property(lambda self: False)  # type: ignore[assignment] # a lookup's gradient reaches every core
+    sparse = property(lambda self: False)  # a lookup's gradient reaches every core
 
 
 class Conv1d(Factorized, nn.Conv1d):

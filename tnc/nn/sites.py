@@ -51,7 +51,7 @@ def computed(model: nn.Module) -> dict[str, str]:
         f"{path}.{name}" if path else name: type(made[0]).__name__.strip("_")
         for path, module in model.named_modules(remove_duplicate=False)
         if parametrize.is_parametrized(module)
-        for name, made in module.parametrizations.items()  # type: ignore[union-attr, operator]
+        for name, made in module.parametrizations.items()
         if not isinstance(made[0], Rebuild) and any(parameter.ndim > 1 for parameter in made.parameters())
     }
 
@@ -125,15 +125,16 @@ def attach(
     if made is None:
         _parametrize(module, name, placed)
     else:
-        module.__class__ = _merged(made, type(module))
+        module.__class__ = _merged(made, type(module))  # type: ignore[arg-type]
         del module._parameters[name]
+        assert isinstance(module, Factorized)
         pinned = None if module.kept_row is None else (module.kept_row, dense.detach()[module.kept_row])
-        module.adopt(Cores(placed, pinned=pinned), requires_grad=dense.requires_grad, execution=execution)
+        module.adopt(Cores(placed, pinned=pinned), execution)
     return tied
 
 
 @cache
-def _merged(made: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+def _merged(made: Any, kind: Any) -> Any:
     """`made` itself in place of torch's layer; of someone's subclass, one that keeps their attributes and methods."""
     return made if kind is getattr(made, "base", None) else type(kind.__name__, (made, kind), {})
 
@@ -141,7 +142,9 @@ def _merged(made: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
 def _tensor(core: Any, like: Tensor) -> Tensor:
     from tnc.backends import get, move
 
-    return move(core, get(f"torch:{like.device}")).to(like.dtype).detach().clone()
+    # In row-major order, as it comes back from a file: the same order of sums, the same outputs to the last bit.
+    there = move(core, get(f"torch:{like.device}")).detach()
+    return there.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _parametrize(module: nn.Module, name: str, factorization: Factorization) -> None:
@@ -159,7 +162,7 @@ def _parametrize(module: nn.Module, name: str, factorization: Factorization) -> 
     parametrize.register_parametrization(module, name, made, unsafe=True)
     made.__class__ = Rebuild  # type: ignore[assignment]
     for k, core in enumerate(cores):
-        setattr(module.parametrizations[name], f"original{k}", core)  # type: ignore[index]
+        setattr(module.parametrizations[name], f"original{k}", core)
 
 
 def detach(module: nn.Module, name: str, dense: nn.Parameter | None) -> nn.Parameter:
@@ -176,7 +179,7 @@ def detach(module: nn.Module, name: str, dense: nn.Parameter | None) -> nn.Param
     else:
         _own_class(module)
         delattr(type(module), name)
-        del module.parametrizations[name]  # type: ignore[union-attr]
+        del module.parametrizations[name]
         if not module.parametrizations:
             del module.parametrizations
     # Back to its place: optimizers and kernels know parameters by their order.
@@ -224,7 +227,7 @@ def prepare(module: nn.Module) -> None:
 def _(module: nn.RNNBase) -> None:
     """Recurrent layers keep a list of their weights: make that list read the rebuilt ones."""
     if not isinstance(module, Recurrent):
-        module.__class__ = _merged(Recurrent, type(module))
+        module.__class__ = _merged(Recurrent, type(module))  # type: ignore[arg-type]
         del module.__dict__["_flat_weights"]  # or the dense weights would stay in memory
 
 
@@ -242,7 +245,7 @@ class Recurrent(nn.RNNBase):
     """A recurrent layer whose kernels read the weights as they are now, rebuilt once a forward."""
 
     @property
-    def _flat_weights(self) -> list[Tensor]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor]:
         return [getattr(self, name) for name in self._flat_weights_names]
 
     @_flat_weights.setter

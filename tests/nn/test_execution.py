@@ -1,0 +1,158 @@
+"""Three ways to run a factorized layer: the cores alone, the weight rebuilt, or whichever is cheaper."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import pytest
+
+import tnc
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402 - after the check that torch is here
+
+from tnc.nn.cores import Rebuild  # noqa: E402
+
+
+@pytest.fixture
+def rebuilt(monkeypatch):
+    """How many weights were rebuilt so far."""
+    calls, forward = [], Rebuild.forward
+    monkeypatch.setattr(Rebuild, "forward", lambda self, *cores: calls.append(self) or forward(self, *cores))
+    return calls
+
+
+def test_factorized_never_rebuilds_a_matrix(planted, method, rebuilt):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution="factorized")
+    for batch in (1, 7, 100, 3000):
+        small(torch.randn(batch, 24)).sum().backward()
+    assert not rebuilt
+
+
+def test_dense_rebuilds_once_a_forward(planted, method, rebuilt):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution="dense")
+    rebuilt.clear()
+    for batch in (1, 7, 3000):
+        small(torch.randn(batch, 24))
+    assert len(rebuilt) == 3
+
+
+def test_auto_spares_small_batches_the_weight(planted, method, rebuilt):
+    """Rebuilding a large weight for one row costs far more than contracting the row."""
+    layer = nn.Linear(1024, 1024)
+    tnc.compress(layer, method, rank=0.02)
+    layer(torch.randn(1, 1024))
+    assert not rebuilt
+    assert layer.execution == "auto"
+
+
+def test_auto_changes_its_mind_with_the_batch(planted, rebuilt):
+    """Full-rank cores cost several times a dense product for each row: in bulk the weight is rebuilt."""
+    cores = tnc.decompositions.parse("mpo(order=3)").network((64, 64), 1000).clipped()
+    assert cores.n_params > 64 * 64
+    layer = tnc.nn.Linear(64, 64, decomposition="mpo(order=3)", rank=1000)
+    layer(torch.randn(200_000, 64))
+    assert len(rebuilt) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 5, 9, 300])
+def test_all_ways_agree(planted, method, batch):
+    model = planted.plant(nn.Sequential(nn.Linear(24, 36), nn.Tanh(), nn.Linear(36, 18)).double(), method)
+    x = torch.randn(batch, 24, dtype=torch.float64)
+    ways = [planted.compressed(model, method, execution=execution) for execution in ("auto", "dense", "factorized")]
+    assert planted.gap([way(x) for way in ways], [model(x)] * 3) < 1e-12
+    assert list(ways[0].state_dict()) == list(ways[1].state_dict()) == list(ways[2].state_dict())
+
+
+def test_the_choice_survives_copies_and_casts(planted, rebuilt):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18)), execution="factorized")
+    x = torch.randn(5, 24)
+    copy.deepcopy(small)(x), small.double()(x.double())
+    assert not rebuilt
+
+
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("method", ["tucker", "mpo(order=3)", "mpo(order=4)"])
+def test_no_batch_explodes(method, batch):
+    """Contracted in a bad order, a Tucker matrix of this size takes a minute and 100 GB elsewhere."""
+    layer = tnc.nn.Linear(1024, 4096, decomposition=method, rank=0.02, execution="factorized")
+    x = torch.randn(batch, 1024)
+    with torch.no_grad():
+        layer(x)
+        start = time.perf_counter()
+        found = layer(x)
+        seconds = time.perf_counter() - start
+    assert seconds < 3
+    assert torch.allclose(found, nn.functional.linear(x, layer.weight, layer.bias), atol=1e-5)
+    largest = max(tensor.numel() for tensor in saved(layer, x))
+    assert largest <= max(1024 * 4096, 4 * batch * 4096)  # nothing larger than the dense weight
+
+
+def saved(layer, x):
+    """What the backward pass keeps of a forward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    return kept
+
+
+def test_parents_read_the_weight(planted, method, execution):
+    model = planted.plant(nn.Linear(24, 18).double(), method)
+    small = planted.compressed(model, method, execution=execution)
+    assert planted.gap(small.weight, model.weight) < 1e-12
+    assert small.weight.requires_grad and small.weight.dtype == torch.float64
+    with pytest.raises(KeyError, match="weight"):
+        small.weight = nn.Parameter(torch.zeros(18, 24))  # or it would be silently ignored
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["linear", "conv", "embedding", "gru", "attention"])
+def test_autocast(planted, method, execution, dtype, name):
+    """Outputs have the dense model's dtype; cores, gradients and the rebuilt weight keep theirs."""
+    kind, x = {
+        "linear": (lambda: nn.Linear(24, 18), torch.randn(5, 24)),
+        "conv": (lambda: nn.Conv2d(8, 12, 3), torch.randn(2, 8, 7, 7)),
+        "embedding": (lambda: nn.Embedding(24, 18), torch.arange(24)),
+        "gru": (lambda: nn.GRU(24, 12), torch.randn(5, 3, 24)),
+        "attention": (lambda: nn.TransformerEncoderLayer(24, 4, 48, 0.0), torch.randn(5, 3, 24)),
+    }[name]
+    model = planted.plant(kind(), method)
+    small = planted.compressed(model, method, execution=execution)
+    with torch.autocast("cpu", dtype=dtype):
+        found, expected = (one(x)[0] if name == "gru" else one(x) for one in (small, model))
+        weights = [m.weight for m in small.modules() if isinstance(m, nn.Linear | nn.Embedding)]
+    assert all(weight.dtype == torch.float32 for weight in weights)
+    assert planted.gap(found, expected) < 4 * torch.finfo(dtype).eps
+    planted.total(found).backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.any() for n, p in small.named_parameters() if "hh" not in n)
+
+
+@pytest.mark.parametrize("place", ["cuda", "cupy"])
+def test_fits_run_where_they_are_asked_to_on_cuda(planted, method, place):
+    if place == "cupy":
+        pytest.importorskip("cupy", reason="needs cupy")
+    if not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    model = planted.plant(nn.Sequential(nn.Linear(24, 18), nn.Tanh(), nn.GRU(18, 12)).double(), method)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    on_host = planted.compressed(model, method, backend="torch:cuda" if place == "cuda" else place)
+    assert {p.device.type for p in on_host.parameters()} == {"cpu"}
+    assert planted.gap(on_host(x)[0], model(x)[0]) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part of single contiguous chunk")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_models_on_cuda(planted, method, execution, tmp_path):
+    model = nn.Sequential(nn.Linear(24, 18), nn.Tanh(), nn.GRU(18, 12)).double()
+    small = planted.agree(model.to("cuda"), method, torch.randn(5, 24, device="cuda"), execution=execution)
+    assert {p.device.type for p in small.parameters()} == {"cuda"}
+    x = torch.randn(5, 24, dtype=torch.float64)
+    expected = small(x.to("cuda"))[0]
+    assert planted.gap(copy.deepcopy(small).cpu()(x)[0], expected.cpu()) < 1e-12
+    tnc.nn.save(small, tmp_path / "small.safetensors")
+    fresh = tnc.nn.load(
+        nn.Sequential(nn.Linear(24, 18), nn.Tanh(), nn.GRU(18, 12)).double().cuda(), tmp_path / "small.safetensors"
+    )
+    assert torch.equal(fresh(x.cuda())[0], expected)

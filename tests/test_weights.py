@@ -1,0 +1,381 @@
+"""From weights and rules to a checkpoint: pure, the same everywhere, and clear about what it refuses."""
+
+from __future__ import annotations
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import tnc
+from tnc import Budget, Factorization, Fixed, Network, Ratio, Rule, Tolerance, compress_weights
+from tnc.errors import BackendError, MatchError, PluginError, RankError, UnknownNameError, WeightError
+
+torch = pytest.importorskip("torch")
+MPO, SVD, TUCKER = (tnc.decompositions[name] for name in ("mpo", "svd", "tucker"))
+
+
+def model(rng, dtype="float64"):
+    return {
+        "body.0.weight": rng.standard_normal((16, 24)).astype(dtype),
+        "body.0.bias": rng.standard_normal(16).astype(dtype),
+        "body.1.weight": rng.standard_normal((16, 8, 3, 3)).astype(dtype),
+        "head.weight": rng.standard_normal((10, 16)).astype(dtype),
+        "steps": np.array(7),
+    }
+
+
+# ----------------------------------------------------------------------- rules
+
+
+def test_rules_from_text():
+    assert Rule.parse("*.fc*=mpo(order=4)@ratio:0.1") == Rule("*.fc*", MPO(order=4), Ratio(0.1))
+    assert Rule.parse(" * = svd @ 8 ") == Rule("*", SVD(), Fixed(8))
+    assert Rule.parse("a=tucker@4,4") == Rule("a", TUCKER(), Fixed((4, 4)))
+    rule = Rule.parse("w=mpo(rows=(4, 4), columns=(2, 8))@tolerance:0.02")
+    assert rule == Rule("w", MPO(rows=(4, 4), columns=(2, 8)), Tolerance(0.02))
+
+
+def test_rules_take_names_classes_and_instances():
+    assert Rule("*", "svd", 4) == Rule("*", SVD, 4) == Rule("*", SVD(), Fixed(4))
+    assert Rule("*", None).decomposition is None and Rule("*", None).rank is None
+
+
+@pytest.mark.parametrize("text", ["", "svd", "*=svd", "svd@4", "=svd@4", "*=@4", "*=svd@"])
+def test_rules_that_are_not_understood(text):
+    with pytest.raises(RankError, match=r"is not understood: write"):
+        Rule.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Rule("*", "mop", 4), UnknownNameError, "Did you mean 'mpo'"),
+        (lambda: Rule("*", "mpo(ordre=2)", 4), UnknownNameError, "Did you mean 'order'"),
+        (lambda: Rule("*", "mpo(order=2", 4), PluginError, "is not a plugin"),
+        (lambda: Rule("fc*", "svd"), RankError, r"rule 'fc\*': no rank given; write rank=8"),
+        (lambda: Rule("*", "svd", 0), RankError, "rank 0: a whole number of at least 1"),
+        (lambda: Rule("*", "svd", -0.1), RankError, r"Ratio\(-0.1\)"),
+        (lambda: Rule("*", "svd", "8x"), RankError, "'8x' is not understood"),
+        (lambda: Rule("fc*", 3, 4), WeightError, r"rule 'fc\*': 3 is neither a decomposition nor a plugin's name"),
+        (lambda: Rule("fc*", dict, 4), WeightError, "neither a decomposition"),
+    ],
+)
+def test_impossible_rules(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+@pytest.mark.parametrize("rules", [[], ["svd"], [None], 3, None, [Rule("*", None), "svd"]], ids=repr)
+def test_what_are_no_rules(rules, rng):
+    with pytest.raises(MatchError, match=r"pass tnc\.Rule"):
+        compress_weights(model(rng), rules)
+
+
+# ------------------------------------------------------------------ what is done
+
+
+def test_one_decomposition_for_everything(rng):
+    weights = model(rng)
+    found = compress_weights(weights, "svd", rank=2)
+    assert list(found) == list(weights)
+    assert set(found.factorized) == {"body.0.weight", "body.1.weight", "head.weight"}
+    assert found["body.0.bias"] is weights["body.0.bias"] and found["steps"] is weights["steps"]
+    for name, entry in found.factorized.items():
+        assert entry.dense().shape == weights[name].shape and entry.network.ranks == (2,)
+
+
+def test_the_first_rule_that_matches_wins(rng):
+    rules = [Rule("head*", None), Rule("body.0*", "mpo(order=2)", 3), Rule("*weight", "svd", 2)]
+    found = compress_weights(model(rng), rules)
+    assert found.methods == {"body.0.weight": "mpo(order=2)", "body.1.weight": "svd"}
+    assert "head.weight" not in found.factorized and "head.weight" not in {row.name for row in found.report.rows}
+
+
+def test_the_report(rng):
+    weights = model(rng)
+    found = compress_weights(weights, [Rule("body.0*", "mpo", 1000), Rule("*weight", "svd", Ratio(0.3))])
+    rows = {row.name: row for row in found.report.rows}
+    assert list(rows) == ["body.0.weight", "body.1.weight", "head.weight"]
+    assert found.report.total == sum(x.size for x in weights.values())
+    assert rows["body.0.weight"].method == "dense"  # rank 1000 is the whole weight
+    row, entry = rows["head.weight"], found["head.weight"]
+    assert row.method == "svd" and row.shape == (10, 16) and row.ranks == entry.network.ranks == (1,)
+    assert row.before == 160 and row.after == entry.n_params == 26 and row.nominal == 26
+    assert row.error == pytest.approx(entry.error(weights["head.weight"])) and row.seconds > 0
+    assert found.n_params == found.report.total_after
+
+
+def test_the_report_knows_the_ranks_as_asked(rng):
+    weight = rng.standard_normal((64, 64))
+    found = compress_weights({"w": weight}, MPO(rows=(2, 4, 8), columns=(2, 4, 8)), rank=10)
+    row = found.report.rows[0]
+    assert row.ranks == (4, 10) and row.after == found["w"].n_params == 16 + 640 + 640
+    assert row.nominal == 40 + 1600 + 640
+
+
+def test_nothing_given_is_modified(place, rng):
+    weights = {k: place.from_numpy(v) for k, v in model(rng).items()}
+    before, order = {k: place.to_numpy(v).copy() for k, v in weights.items()}, list(weights)
+    kept = dict(weights)
+    for rank in (2, 0.3, "tolerance:0.9", "budget:0.4"):
+        compress_weights(weights, "mpo", rank=rank)
+    assert list(weights) == order and all(weights[k] is kept[k] for k in order)
+    assert all(np.array_equal(place.to_numpy(weights[k]), before[k]) for k in order)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_same_result_everywhere(dtype, place, rng):
+    weights = model(rng, dtype)
+    rules = [Rule("body.0*", "mpo", Ratio(0.4)), Rule("*.1.*", "tucker", Tolerance(0.8)), Rule("*weight", "svd", 3)]
+    host = compress_weights(weights, rules)
+    there = compress_weights({k: place.from_numpy(v) for k, v in weights.items()}, rules)
+    close = 1e-8 if dtype == "float64" else 1e-3
+    assert {row.name: row.ranks for row in there.report.rows} == {row.name: row.ranks for row in host.report.rows}
+    for mine, theirs in zip(there.report.rows, host.report.rows, strict=True):
+        assert mine.error == pytest.approx(theirs.error, rel=close)
+    for name, entry in there.factorized.items():
+        dense = place.to_numpy(entry.dense())
+        assert all(place.holds(core) and core.dtype == getattr(place.xp, dtype) for core in entry.cores)
+        np.testing.assert_allclose(dense, host[name].dense(), atol=close * np.abs(weights[name]).max())
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_fits_elsewhere_come_home(backend, place, rng):
+    weights = {k: place.from_numpy(v) for k, v in model(rng).items()}
+    found = compress_weights(weights, "svd", rank=3, backend=backend)
+    with tnc.use_backend(backend):
+        again = compress_weights(weights, "svd", rank=3)
+    for checkpoint in (found, again):
+        for entry in checkpoint.factorized.values():
+            assert all(place.holds(core) for core in entry.cores)
+
+
+@pytest.mark.parametrize("backend", [None, "numpy", "torch"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_short_dtypes(backend, dtype, rng):
+    weight = torch.from_numpy(rng.standard_normal((16, 24))).to(getattr(torch, dtype))
+    found = compress_weights({"w": weight}, "svd", rank=4, backend=backend)
+    assert all(core.dtype == weight.dtype for core in found["w"].cores)
+    entry = found["w"].map(torch.Tensor.double)
+    assert found.report.rows[0].error == pytest.approx(entry.error(weight.double()), rel=1e-3)
+
+
+def test_parameters_that_need_gradients():
+    layer = torch.nn.Linear(24, 16)
+    for name in ("svd", "mpo", "tucker"):
+        found = compress_weights(dict(layer.named_parameters()), name, rank=2)
+        assert not any(core.requires_grad for core in found["weight"].cores)
+        assert found["bias"] is layer.bias and found["weight"].error(layer.weight) == found.report.rows[0].error
+    assert layer.weight.requires_grad and layer.weight.grad is None
+
+
+def test_the_seed_reaches_the_fit(rng):
+    weights = {"w": rng.standard_normal((16, 24))}
+    seeds = []
+
+    class Watch(SVD):
+        def fit(self, x, network, *, seed=0, metric=None):
+            seeds.append(seed)
+            return super().fit(x, network, seed=seed)
+
+    compress_weights(weights, Watch(), rank=2, seed=11)
+    assert seeds == [11]
+
+
+def test_progress_sees_every_weight(rng):
+    calls = []
+
+    def progress(jobs, **options):
+        calls.append((len(list(jobs)), options))
+        return jobs
+
+    compress_weights(model(rng), "svd", rank=2, progress=progress)
+    compress_weights(model(rng), "svd", rank=Budget(0.5), progress=progress)
+    assert [count for count, _ in calls] == [3, 1]
+    assert calls[0][1] == {"total": 3, "description": "factorizing"}
+
+
+def test_a_budget_is_shared_by_its_rule(rng):
+    weights = model(rng)
+    found = compress_weights(weights, [Rule("head*", "svd", 2), Rule("*weight", "svd", Budget(0.4))])
+    shared = [row for row in found.report.rows if row.name != "head.weight"]
+    assert sum(row.after for row in shared) <= 0.4 * sum(row.before for row in shared)
+
+
+def test_weights_of_zero_size_stay_as_they_are():
+    weights = {"none": np.zeros((0, 5)), "some": np.ones((6, 6))}
+    for rank in (2, 0.5, "tolerance:0.1", "budget:0.7"):
+        found = compress_weights(weights, "svd", rank=rank)
+        assert found["none"] is weights["none"] and "some" in found.factorized
+
+
+def test_weights_of_zeros(rng):
+    for rank in (2, 0.5, "tolerance:0.1", "budget:0.9"):
+        for name in ("svd", "mpo", "tucker"):
+            found = compress_weights({"w": np.zeros((12, 18))}, name, rank=rank)
+            assert found.report.rows[0].error == 0.0 and not found.weights()["w"].any()
+
+
+# ------------------------------------------------------------------------ ties
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_tied_weights_are_factorized_once(backend, rng):
+    place = tnc.backends.get(backend)
+    x = place.from_numpy(rng.standard_normal((16, 24)))
+    found = compress_weights({"in.weight": x, "bias": x[0], "out.weight": x}, "svd", rank=2)
+    assert found.aliases == {"out.weight": "in.weight"} and list(found.factorized) == ["in.weight"]
+    assert found["out.weight"] is found["in.weight"]
+    rows = {row.name: row for row in found.report.rows}
+    assert rows["out.weight"].note == "tied to in.weight" and rows["out.weight"].before == 0
+    assert found.report.total == 16 * 24 + 24
+
+
+def test_a_rule_for_one_of_two_tied_names_is_enough(rng):
+    x = rng.standard_normal((16, 24))
+    found = compress_weights({"a": x, "b": x}, Rule("b", "svd", 2))
+    assert list(found.factorized) == ["a"] and found["b"] is found["a"]
+
+
+def test_tied_dense_weights_stay_tied(rng):
+    x = rng.standard_normal((16, 24))
+    found = compress_weights({"a": x, "b": x, "c": x.copy()}, Rule("c", "svd", 2))
+    assert found.aliases == {"b": "a"} and found["b"] is x
+
+
+def test_equal_weights_are_not_tied(rng):
+    x = rng.standard_normal((16, 24))
+    assert not compress_weights({"a": x, "b": x.copy(), "c": x.T}, "svd", rank=2).aliases
+
+
+# -------------------------------------------------------------------- bad input
+
+
+def test_a_rule_that_matches_nothing(rng):
+    with pytest.raises(MatchError, match=r"rule 'fc\*' matches no weight. Names: body.0.weight, body.0.bias, body.1"):
+        compress_weights(model(rng), [Rule("*", "svd", 2), Rule("fc*", "svd", 2)])
+
+
+def test_names_are_listed_up_to_forty():
+    weights = {f"w{k}": np.ones((4, 4)) for k in range(50)}
+    with pytest.raises(MatchError, match=r"w39, \.\.\. \(50 in all\)"):
+        compress_weights(weights, Rule("x", "svd", 2))
+
+
+def test_no_weights_at_all():
+    with pytest.raises(MatchError, match=r"rule '\*' matches no weight. Names: none"):
+        compress_weights({}, "svd", rank=2)
+
+
+def test_rules_that_match_nothing_to_factorize(rng):
+    weights = {"bias": rng.standard_normal(5), "ids": np.ones((3, 3), np.int64)}
+    with pytest.raises(
+        MatchError, match=r"no floating-point weight of two or more axes. Weights: bias \(5,\) float64, ids"
+    ):
+        compress_weights(weights, "svd", rank=2)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+def test_integers_are_refused_where_they_were_meant(dtype, place, rng):
+    weights = {"w": place.from_numpy(rng.standard_normal((6, 6))), "ids": place.from_numpy(np.ones((6, 6), dtype))}
+    with pytest.raises(WeightError, match=rf"ids has dtype .*{dtype}: only real floating-point weights"):
+        compress_weights(weights, Rule("i*", "svd", 2))
+    assert list(compress_weights(weights, "svd", rank=2).factorized) == ["w"]  # "*" passes over buffers
+
+
+def test_complex_weights_are_refused(place):
+    weights = {"rotary": place.from_numpy(np.ones((6, 6), np.complex64))}
+    for rules in (Rule("rotary", "svd", 2), Rule("*", "svd", 2)):
+        with pytest.raises(WeightError, match=r"rotary has dtype .*complex64: only real floating-point weights"):
+            compress_weights(weights, rules)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_entries_that_are_not_finite(value, place, rng):
+    bad = rng.standard_normal((6, 8))
+    bad[3, 4] = value
+    weights = {"good": place.from_numpy(rng.standard_normal((6, 8))), "layer.7.weight": place.from_numpy(bad)}
+    with pytest.raises(
+        WeightError, match=r"layer.7.weight has entries that are NaN or infinite: repair it, or leave it"
+    ):
+        compress_weights(weights, "svd", rank=2)
+    assert compress_weights(weights, [Rule("layer.7*", None), Rule("*", "svd", 2)]).factorized.keys() == {"good"}
+    assert compress_weights(weights, Rule("good", "svd", 2)).factorized.keys() == {"good"}
+
+
+def test_the_meta_device():
+    weights = {"w": torch.ones(6, 8, device="meta")}
+    with pytest.raises(WeightError, match=r"w is on the meta device and has no values: load the weights before"):
+        compress_weights(weights, "svd", rank=2)
+
+
+@pytest.mark.parametrize("thing", [[[1.0, 2.0]], 3.0, None, "text"], ids=repr)
+def test_what_is_no_array(thing, rng):
+    with pytest.raises(WeightError, match=r"layer.3: .* is no array of a known library"):
+        compress_weights({"w": rng.standard_normal((4, 4)), "layer.3": thing}, "svd", rank=2)
+
+
+def test_errors_of_a_plugin_name_the_layer(rng):
+    weights = {"deep.weight": rng.standard_normal((16, 24))}
+    with pytest.raises(WeightError, match=r"deep.weight: .*cannot hold"):
+        compress_weights(weights, MPO(rows=(2, 2), columns=(2, 2)), rank=2)
+    with pytest.raises(RankError, match=r"deep.weight: rank \(1, 2, 3, 4\) has 4 entries"):
+        compress_weights(weights, "mpo", rank=(1, 2, 3, 4))
+    with pytest.raises(RankError, match=r"a, b: budget:0.001"):
+        compress_weights(
+            {"a": rng.standard_normal((4, 4)), "b": rng.standard_normal((5, 5))}, "svd", rank="budget:0.001"
+        )
+
+
+def test_cores_that_are_not_finite_are_refused(rng):
+    class Broken(SVD):
+        def fit(self, x, network, *, seed=0, metric=None):
+            return [core * np.nan for core in super().fit(x, network)]
+
+    with pytest.raises(WeightError, match="w: broken returned cores that are not finite"):
+        compress_weights({"w": rng.standard_normal((6, 8))}, Broken(), rank=2)
+
+
+def test_cores_of_another_shape_are_refused(rng):
+    class Broken(SVD):
+        def fit(self, x, network, *, seed=0, metric=None):
+            return super().fit(x, network)[::-1]
+
+    with pytest.raises(WeightError, match=r"w: cores of shapes .* do not fit"):
+        compress_weights({"w": rng.standard_normal((6, 8))}, Broken(), rank=2)
+
+
+def test_half_precision_that_overflows_is_refused():
+    # The weight is finite in float16, its scaled cores need not be.
+    class Loud(SVD):
+        def fit(self, x, network, *, seed=0, metric=None):
+            left, right = super().fit(x, network)
+            return [left * 1e6, right / 1e6]
+
+    weight = torch.full((6, 8), 100.0, dtype=torch.float16)
+    with pytest.raises(WeightError, match="w: loud returned cores that are not finite"):
+        compress_weights({"w": weight}, Loud(), rank=1)
+
+
+def test_an_unknown_backend(rng):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'torch'\?"):
+        compress_weights(model(rng), "svd", rank=2, backend="torhc")
+    with pytest.raises(BackendError, match="no device 'cuda:77'"):
+        compress_weights(model(rng), "svd", rank=2, backend="torch:cuda:77")
+
+
+# ------------------------------------------------------------------ large ranks
+
+
+def test_a_network_as_large_as_the_weight_is_not_used(rng):
+    found = compress_weights({"w": rng.standard_normal((6, 8))}, "svd", rank=6)
+    row = found.report.rows[0]
+    assert not found.factorized and row.method == "dense" and "would keep 84 of 48 parameters" in row.note
+
+
+def test_any_library_of_the_standard(rng):
+    x = array_api_strict.asarray(rng.standard_normal((12, 18)))
+    for name in ("svd", "mpo", "tucker"):
+        entry = compress_weights({"w": x}, name, rank=2)["w"]
+        assert isinstance(entry, Factorization) and isinstance(entry.network, Network)
+        assert type(entry.dense()) is type(x)
