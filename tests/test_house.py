@@ -14,9 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("tnc", "plugins") for path in (ROOT / folder).rglob("*.py"))
-# The demonstration ships with the core and is counted file by file, but it is not the core.
-DEMO = [ROOT / "tnc" / name for name in ("data.py", "cli/demo.py", "nn/demo.py", "nn/lenet.py", "nn/scores.py")]
-CORE = [path for path in SOURCES if path.is_relative_to(ROOT / "tnc") and path not in DEMO]
+# Layers of torch, command line, drawings and the demonstration stand on the core: the package has a budget of its own.
+BESIDE = ("nn", "cli", "draw", "data.py")
+PACKAGE = [path for path in SOURCES if path.is_relative_to(ROOT / "tnc")]
+CORE = [path for path in PACKAGE if path.relative_to(ROOT / "tnc").parts[0] not in BESIDE]
 TARGETS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
 PLUGINS = sorted(
     {
@@ -25,7 +26,7 @@ PLUGINS = sorted(
     }
 )
 
-FILE_LINES, PLUGIN_LINES, FUNCTION_LINES, CORE_LINES = 300, 80, 40, 3200
+FILE_LINES, PLUGIN_LINES, FUNCTION_LINES, CORE_LINES, PACKAGE_LINES = 300, 80, 40, 2800, 5000
 
 DOOR = [
     *("Budget", "Checkpoint", "Decomposition", "Factorization", "Fixed", "Network", "Ratio", "Report", "Rule"),
@@ -82,8 +83,10 @@ def test_functions_are_short(path):
 
 
 def test_the_core_stays_small():
-    sizes = {path.relative_to(ROOT).as_posix(): code_lines(path) for path in CORE}
-    assert sum(sizes.values()) <= CORE_LINES, sizes
+    sizes = {path: code_lines(path) for path in PACKAGE}
+    core = {path.relative_to(ROOT).as_posix(): sizes[path] for path in CORE}
+    assert sum(core.values()) <= CORE_LINES, core
+    assert sum(sizes.values()) <= PACKAGE_LINES
 
 
 # ---------------------------------------------------------------------- door

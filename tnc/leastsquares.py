@@ -148,7 +148,7 @@ def _ridge(gram: Array, right: Array, old: Array, ridge: float = 1e-11) -> tuple
     return new, float(2 * xp.sum(new * right) - xp.sum(new * xp.matmul(gram, new)))
 
 
-def _conjugate(normal: Callable[[Array], Array], right: Array, new: Array, steps: int = 10) -> tuple[Array, float, int]:
+def _conjugate(normal: Callable[[Array], Array], right: Array, new: Array) -> tuple[Array, float, int]:
     """Conjugate gradients from the old values: the error falls with every step. Also the number of products."""
     xp = array_namespace(right)
     rest = right - normal(new)

@@ -67,9 +67,8 @@ def _cut(x: Array, network: Network, k: int, seed: int) -> list[Array]:
     matrix, rest = unfold(tensor, network.outer, rows)
     most = min(matrix.shape)
     size[left] = min(size[left], max(isqrt(most), most // size[right]))
-    size[right] = min(size[right], most // size[left])
-    basis, held = left_svd(matrix, size[left] * size[right], seed=seed), (*rows, left, right)
-    basis = xp.reshape(basis, tuple(size[i] for i in held))
+    size[right], held = min(size[right], most // size[left]), (*rows, left, right)
+    basis = xp.reshape(left_svd(matrix, size[left] * size[right], seed=seed), tuple(size[i] for i in held))
     pattern = f"{', '.join(map(' '.join, names[1:]))} -> {' '.join((right, *rest, left))}"
     chain = Network(pattern, {i: size[i] for core in names[1:] for i in core})
     tail, _ = tree_svd(contract([held, network.outer], chain.outer, [basis, tensor]), chain, seed=seed)

@@ -25,6 +25,7 @@ LAYERS = {
     "Embedding": (128, 48),
     "EmbeddingBag": (128, 48),
 }
+EVERY = sorted(tnc.decompositions)
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -48,6 +49,23 @@ def test_the_weight_is_as_large_as_torch_makes_it(name, method):
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx(expected, rel=1e-4)
     assert float(weight.detach().std()) == pytest.approx(float(dense.weight.detach().std()), rel=0.05)
     assert abs(float(weight.detach().mean())) < 0.2 * expected
+
+
+@pytest.mark.parametrize("plugin", EVERY)
+@pytest.mark.parametrize("name", ["Linear", "Conv2d", "Embedding"])
+def test_every_installed_decomposition_makes_layers(planted, name, plugin, execution):
+    """Of torch's scale, with the output of the weight they show, and with a gradient for every core."""
+    layer, x = made(name, plugin, execution=execution), example(name)
+    dense = getattr(nn, name)(*LAYERS[name])
+    with torch.no_grad():
+        dense.weight.copy_(layer.weight)
+        if name != "Embedding":
+            dense.bias.copy_(layer.bias)
+    expected = 1.0 if name == "Embedding" else 1 / math.sqrt(3 * math.prod(dense.weight.shape[1:]))
+    assert float(dense.weight.detach().square().mean().sqrt()) == pytest.approx(expected, rel=0.05)
+    assert planted.gap(layer(x), dense(x)) < 1e-5
+    planted.total(layer(x)).backward()
+    assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 
 @each_layer
