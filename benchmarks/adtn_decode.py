@@ -1,9 +1,9 @@
 """Rebuilding an ADTN's weight, and the gradient through it: seconds, memory, and the floor set by memory bandwidth.
 
 ``python benchmarks/adtn_decode.py`` runs every case in a process of its own and writes a table and its numbers to
-``benchmarks/results/adtn_decode.{md,json}``. The floor is the bytes that the passes over the large array read and
-write, at the bandwidth of a copy of that array in the same library, into fresh memory (what a pass does, too) and
-into memory touched before (what the machine could do).
+``benchmarks/results/adtn_decode.{md,json}``. The floor is the time the same library needs to copy as many bytes as the
+passes over the large array read and write, or to fill those that are written only: into fresh memory, as a pass does,
+and into memory touched before, as no pass can without a buffer of its own. Huge pages: ``THP_MEM_ALLOC_ENABLE=1``.
 """
 
 from __future__ import annotations
@@ -45,37 +45,44 @@ def network_of(depth: int, sites: int):
     return made, made.network(shape, 1), shape
 
 
-def traffic(network) -> tuple[int, int]:
-    """Passes over arrays of at least half the weight's size, activations included, and bytes they move in float32."""
+def traffic(network) -> tuple[int, int, int]:
+    """Passes over arrays of at least half the weight's size, activations included; entries read and entries written."""
     from tnc.contract import recipe
 
-    made, passes, entries = recipe(network), 0, 0
+    made, passes, read, written = recipe(network), 0, 0, 0
     while made is not None:
-        large = [work for work in made.plan.work if work.many * work.m * work.n >= prod(network.shape) // 2]
-        passes, entries = passes + len(large), entries + made.plan.moved
+        results = [work.many * work.m * work.n for work in made.plan.work]
+        passes += sum(entries >= prod(network.shape) // 2 for entries in results)
+        read, written = read + made.plan.moved - sum(results), written + sum(results)
         if made.inner is not None and made.activation != "identity":
-            passes, entries = passes + 1, entries + 2 * prod(made.split)
+            passes, read, written = passes + 1, read + prod(made.split), written + prod(made.split)
         made = made.inner
-    return passes, 4 * entries
+    return passes, read, written
 
 
 def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def copies(library: str, size: int) -> tuple[float, float]:
-    """Bytes per second of a copy into fresh memory and into memory touched before."""
+def floors(library: str, size: int, read: int, written: int) -> tuple[float, float]:
+    """Seconds to copy what is read and to fill the rest: into fresh memory and into memory touched before."""
     if library == "numpy":
         import numpy
 
         x, y = numpy.ones(size, dtype=numpy.float32), numpy.ones(size, dtype=numpy.float32)
-        fresh, warm = seconds(x.copy), seconds(lambda: numpy.copyto(y, x))
+        copies = seconds(x.copy), seconds(lambda: numpy.copyto(y, x))
+        fills = seconds(lambda: numpy.full(size, 2.0, dtype=numpy.float32)), seconds(lambda: y.fill(2.0))
     else:
         import torch
 
         x, y = torch.ones(size), torch.ones(size)
-        fresh, warm = seconds(x.clone), seconds(lambda: y.copy_(x))
-    return 8 * size / fresh, 8 * size / warm
+        copies = seconds(x.clone), seconds(lambda: y.copy_(x))
+        fills = seconds(lambda: torch.full((size,), 2.0)), seconds(lambda: y.fill_(2.0))
+    fresh, warm = (
+        (min(read, written) * copy + max(written - read, 0) * fill) / size
+        for copy, fill in zip(copies, fills, strict=True)
+    )
+    return fresh, warm
 
 
 def decode(depth: int, sites: int, library: str) -> dict:
@@ -98,35 +105,38 @@ def decode(depth: int, sites: int, library: str) -> dict:
     before = peak_megabytes()
     took = seconds(lambda: contract.dense(network, cores, shape))
     peak = peak_megabytes() - before
-    fresh, warm = copies(library, prod(shape))
-    passes, moved = traffic(network)
+    passes, read, written = traffic(network)
+    fresh, warm = floors(library, prod(shape), read, written)
     return {
-        "planning": planning, "seconds": took, "passes": passes, "megabytes_moved": moved / 2**20,
-        "floor_fresh": moved / fresh, "floor_warm": moved / warm, "peak_megabytes": peak,
+        "planning": planning, "seconds": took, "passes": passes, "megabytes_moved": 4 * (read + written) / 2**20,
+        "floor_fresh": fresh, "floor_warm": warm, "peak_megabytes": peak,
     }  # fmt: skip
 
 
-def train(depth: int, sites: int, library: str) -> dict:
+def train(depth: int, sites: int, library: str, recompute: bool = True) -> dict:
     """Forward and backward: the gradient of all gates for a given gradient of the weight."""
+    import array_api_compat.torch as xp
     import torch
 
+    from tnc.contract import rebuild, recipe
     from tnc.nn.cores import Rebuild
     from tnc_plugins.gates import start
 
     _, network, shape = network_of(depth, sites)
-    layer = Rebuild(network, shape)
+    layer = Rebuild(network, shape) if recompute else lambda *cores: rebuild(recipe(network), cores, xp)
     cores = [torch.from_numpy(core).float().requires_grad_() for core in start(network)]
     upstream = torch.ones(shape)
     before = peak_megabytes()
-
-    def step() -> None:
-        layer(*cores).backward(upstream)
-
-    took = seconds(step, 5)
+    took = seconds(lambda: layer(*cores).backward(upstream), 5)
     return {"seconds": took, "peak_megabytes": peak_megabytes() - before}
 
 
-CASES = {"decode": decode, "train": train}
+def keep(depth: int, sites: int, library: str) -> dict:
+    """As `train`, with every intermediate kept for the backward pass."""
+    return train(depth, sites, library, recompute=False)
+
+
+CASES = {"decode": decode, "train": train, "keep": keep}
 
 
 def run(case: str, depth: int, sites: int, library: str, **environment: str) -> dict:
@@ -141,20 +151,21 @@ def run(case: str, depth: int, sites: int, library: str, **environment: str) -> 
 def table(rows: list[dict]) -> str:
     lines = [
         "| depth M | library | forward, ms | passes | moved, MiB | floor, ms (fresh, warm) | ratio (fresh, warm) "
-        "| peak, MiB | forward + backward, ms | peak, MiB |",
-        "| --- " * 10 + "|",
+        "| peak, MiB | forward + backward, ms | peak, MiB | nothing recomputed: ms | peak, MiB |",
+        "| --- " * 12 + "|",
     ]
-    trained = {(row["depth"], row["library"]): row for row in rows if row["case"] == "train"}
+    trained = {(row["case"], row["depth"], row["library"]): row for row in rows}
     for row in (row for row in rows if row["case"] == "decode"):
         library = row["library"] + (", huge pages" if "THP_MEM_ALLOC_ENABLE" in row else "")
-        both = trained.get((row["depth"], library), {})
+        both = [trained.get((case, row["depth"], library)) for case in ("train", "keep")]
         floors = [row["floor_fresh"], row["floor_warm"]]
         cells = [
             row["depth"], library, f"{1e3 * row['seconds']:.0f}", row["passes"], f"{row['megabytes_moved']:.0f}",
             ", ".join(f"{1e3 * floor:.1f}" for floor in floors),
             ", ".join(f"{row['seconds'] / floor:.1f}" for floor in floors), f"{row['peak_megabytes']:.0f}",
-            f"{1e3 * both['seconds']:.0f}" if both else "", f"{both['peak_megabytes']:.0f}" if both else "",
         ]  # fmt: skip
+        for other in both:
+            cells += [f"{1e3 * other['seconds']:.0f}", f"{other['peak_megabytes']:.0f}"] if other else ["", ""]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -173,7 +184,7 @@ def main() -> None:
     for depth in given.depths:
         rows += [run("decode", depth, given.sites, library) for library in ("numpy", "torch")]
         rows.append(run("decode", depth, given.sites, "torch", THP_MEM_ALLOC_ENABLE="1"))
-        rows.append(run("train", depth, given.sites, "torch"))
+        rows += [run(case, depth, given.sites, "torch") for case in ("train", "keep")]
     machine = {"cores": os.cpu_count(), "architecture": platform.machine(), "system": platform.system()}
     made = {"date": str(date.today()), "machine": machine, "python": platform.python_version()}
     made["versions"] = {name: version(name) for name in PACKAGES}

@@ -150,15 +150,17 @@ def _ridge(gram: Array, right: Array, old: Array, ridge: float = 1e-11) -> tuple
 
 def _conjugate(normal: Callable[[Array], Array], right: Array, new: Array) -> tuple[Array, float, int]:
     """Conjugate gradients from the old values: the error falls with every step. Also the number of products."""
-    xp = array_namespace(right)
+    xp, count = array_namespace(right), 1
     rest = right - normal(new)
     way, size = rest, float(xp.sum(rest * rest))
-    for step in range(STEPS):
-        image = normal(way)
+    for _ in range(STEPS):
+        image, count = normal(way), count + 1
         bend = float(xp.sum(way * image))
-        if bend <= 0.0:
-            return new, float(xp.sum(new * (right + rest))), step + 2
+        if bend <= 0.0:  # solved, or nothing left but rounding
+            break
         new, rest = new + size / bend * way, rest - size / bend * image
         last, size = size, float(xp.sum(rest * rest))
+        if size <= 1e-28 * last:
+            break
         way = rest + size / last * way
-    return new, float(xp.sum(new * (right + rest))), STEPS + 1
+    return new, float(xp.sum(new * (right + rest))), count

@@ -19,8 +19,8 @@ from tnc.nn.cores import Rebuild  # noqa: E402
 @pytest.fixture
 def rebuilt(monkeypatch):
     """How many weights were rebuilt so far."""
-    calls, forward = [], Rebuild.forward
-    monkeypatch.setattr(Rebuild, "forward", lambda self, *cores: calls.append(self) or forward(self, *cores))
+    calls, made = [], Rebuild.rebuilt
+    monkeypatch.setattr(Rebuild, "rebuilt", lambda self, *cores: calls.append(self) or made(self, *cores))
     return calls
 
 
@@ -31,12 +31,39 @@ def test_factorized_never_rebuilds_a_matrix(planted, method, rebuilt):
     assert not rebuilt
 
 
-def test_dense_rebuilds_once_a_forward(planted, method, rebuilt):
-    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution="dense")
-    rebuilt.clear()
-    for batch in (1, 7, 3000):
-        small(torch.randn(batch, 24))
-    assert len(rebuilt) == 3
+def test_evaluation_keeps_the_weight_until_a_core_changes(planted, method, rebuilt):
+    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution="dense").eval()
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        before = [small(x) for _ in range(3)]
+        assert len(rebuilt) == 1
+        next(iter(small.cores)).mul_(2)  # as an optimizer does
+        assert torch.allclose(small(x) - small.bias, 2 * (before[0] - small.bias), atol=1e-5)
+        assert len(rebuilt) == 2
+        small.load_state_dict(small.state_dict())
+        small(x)
+        assert len(rebuilt) == 3
+        next(iter(small.cores)).data.mul_(0)
+        assert torch.allclose(small.eval()(x), small.bias.expand(5, -1))
+    small.train()(x)
+    assert small.cores.kept is None
+
+
+@pytest.mark.parametrize("kind", [lambda: nn.Linear(24, 18), lambda: nn.Embedding(24, 18), lambda: nn.GRU(24, 18)])
+def test_factorized_keeps_no_weight(planted, method, kind):
+    small = planted.compressed(planted.plant(kind(), method), method, execution="factorized").eval()
+    x = torch.arange(5) if isinstance(small, nn.Embedding) else torch.randn(5, 24)
+    with torch.no_grad():
+        small(x), small(x)
+    assert all(made.kept is None for made in small.modules() if isinstance(made, Rebuild))
+
+
+def test_training_keeps_inputs_and_cores_alone(planted, method, execution):
+    """Saved for the backward pass: no more than a dense layer saves, and the cores."""
+    small = planted.compressed(planted.plant(nn.Linear(24, 18), method), method, execution=execution)
+    x = torch.randn(50, 24, requires_grad=True)
+    cores = {core.data_ptr() for core in small.cores}
+    assert sum(t.numel() for t in saved(small, x) if t.data_ptr() not in cores) <= x.numel()
 
 
 def test_auto_spares_small_batches_the_weight(planted, method, rebuilt):
@@ -48,13 +75,13 @@ def test_auto_spares_small_batches_the_weight(planted, method, rebuilt):
     assert layer.execution == "auto"
 
 
-def test_auto_changes_its_mind_with_the_batch(planted, rebuilt):
-    """Full-rank cores cost several times a dense product for each row: in bulk the weight is rebuilt."""
-    cores = tnc.decompositions.parse("mpo(order=3)").network((64, 64), 1000).clipped()
-    assert cores.n_params > 64 * 64
-    layer = tnc.nn.Linear(64, 64, decomposition="mpo(order=3)", rank=1000)
-    layer(torch.randn(200_000, 64))
-    assert len(rebuilt) == 1
+def test_auto_changes_its_mind_with_the_batch():
+    """A Tucker matrix is rebuilt for a large batch, and never for a single row."""
+    layer = tnc.nn.Linear(512, 512, decomposition="tucker", rank=(16, 16, 16, 16))
+    for training in (False, True):
+        assert layer.schedule.plan(1, training) is not None
+    one, many = (layer.schedule.plan(size, True) for size in (1, 65536))
+    assert one != many
 
 
 @pytest.mark.parametrize("batch", [1, 5, 9, 300])

@@ -125,7 +125,7 @@ def test_a_fed_network_trains(planted, execution):
     )
     with torch.no_grad():
         plain = layer(x)
-    assert torch.equal(plain, layer(x))
+    assert planted.gap(plain, layer(x)) < 1e-12
     model = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 24)).double()
     tnc.compress(model, Fed(), rank=3)
     model(x).sum().backward()

@@ -1,6 +1,9 @@
-"""The cores of one weight as a torch module, and the pure function that rebuilds the weight from them."""
+"""The cores of one weight as a torch module, and the function that rebuilds the weight from them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
@@ -10,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tnc.contract import crop, rebuild, recipe
 from tnc.decomposition import Factorization
 from tnc.network import Network
+from tnc.nn.recompute import own_precision, tracked
 from tnc.typing import Shape
 
 __all__ = ["Cores", "Rebuild"]
@@ -25,27 +29,56 @@ class Rebuild(nn.Module):
     network : Network
     shape : tuple of int
         Shape of the weight.
+    keeps : bool
+        Whether the weight may be kept between forward passes of a model in evaluation.
     """
 
-    def __init__(self, network: Network, shape: Shape) -> None:
+    def __init__(self, network: Network, shape: Shape, *, keeps: bool = True) -> None:
         super().__init__()
         self.network, self.shape, self.recipe = network, tuple(shape), recipe(network)
+        self.keeps = keeps
+        self.kept: tuple[Any, Tensor] | None = None
 
     def forward(self, *cores: Tensor) -> Tensor:
+        """The weight. In evaluation and without gradients the last one is kept until a core changes.
+
+        An edit through ``core.data`` escapes torch's version counters: call ``model.eval()`` after it.
+        """
+        if self.training or not self.keeps or not _settled(cores):
+            return self.rebuilt(*cores)
+        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (*cores, *self.buffers()))
+        if self.kept is None or self.kept[0] != key:
+            self.kept = key, self.rebuilt(*cores)
+        return self.kept[1]
+
+    def train(self, mode: bool = True) -> Rebuild:
+        """As torch's; the weight kept is forgotten."""
+        self.kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}
+
+    def rebuilt(self, *cores: Tensor) -> Tensor:
         """Contract the cores to the weight, in their own precision even under autocast, as a dense weight has it.
 
         A feed keeps none of its intermediates for the backward pass.
         """
-        device = cores[0].device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):
-                return Rebuild.forward(self, *cores)
-        through = _recompute if torch.is_grad_enabled() else None
-        return crop(rebuild(self.recipe, cores, xp, through), self.shape)
+        with own_precision(cores[0]):
+            through = _recompute if torch.is_grad_enabled() else None
+            return crop(rebuild(self.recipe, cores, xp, through), self.shape)
 
     def extra_repr(self) -> str:
         """Pattern and shape, for people."""
         return f"{self.network.pattern!r}, shape={self.shape}, {self.network.n_params:,} parameters"
+
+
+def _settled(cores: Sequence[Tensor]) -> bool:
+    """Whether a weight made of these tensors may outlive the call: nothing is recorded, traced or transformed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tracked(*cores):
+        return False
+    plain = all(type(core) in (Tensor, nn.Parameter) and not core.is_inference() for core in cores)
+    return plain and not torch._C._are_functorch_transforms_active()
 
 
 def _recompute(function, *cores: Tensor) -> Tensor:
@@ -72,16 +105,20 @@ class Cores(Rebuild):
         self.row = pinned[0] if pinned else 0
         self.register_buffer("pinned", pinned[1].detach().clone() if pinned else None)
 
-    def __iter__(self):
-        return iter(self._parameters.values())
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        return iter(self._parameters.values())  # type: ignore[arg-type]
 
     def factorization(self) -> Factorization:
         """The value these parameters hold now, detached."""
         return Factorization(self.network, [core.detach() for core in self], self.shape)
 
     def forward(self, *unused: Tensor) -> Tensor:
+        """The weight of the parameters held."""
+        return super().forward(*self)
+
+    def rebuilt(self, *cores: Tensor) -> Tensor:
         """Rebuild the weight, with the pinned row in its place."""
-        weight = super().forward(*self._parameters.values())  # type: ignore[arg-type]
+        weight = super().rebuilt(*cores)
         if self.pinned is None:
             return weight
         row = torch.arange(len(weight), device=weight.device)[:, None] == self.row

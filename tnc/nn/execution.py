@@ -1,79 +1,157 @@
-"""When to contract the input with the cores, and when to rebuild the weight first: decided before any forward."""
+"""Which plan runs at which size: priced for the device before any forward, looked up by the size in it."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, prod
+from functools import lru_cache
+from typing import Any
 
-from tnc.contract import Plan, apply_plan, recipe
+import torch
+
+from tnc import planner
+from tnc.backends import get
+from tnc.contract import rebuilds, recipe
+from tnc.cost import Device, device, seconds, step
 from tnc.errors import TncError
 from tnc.network import Network
+from tnc.plans import Plan, Work
 from tnc.typing import Shape
 
-__all__ = ["EXECUTIONS", "Schedule", "schedule"]
+__all__ = ["EXECUTIONS", "Schedule", "check", "constants", "convolution", "linear", "lookup"]
 
 EXECUTIONS = ("auto", "dense", "factorized")
 
-# Seconds a FLOP and a kernel call take, order of magnitude on a CPU core: only their ratio matters here.
-_FLOP, _CALL = 2e-11, 1e-5
+_SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 _EXPORTED = 64
+_IMAGE = 256
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Contract the input with the cores for batches up to `limit`, rebuild the weight above.
+    """A plan for each range of sizes, or None where the weight is rebuilt (and, in inference, kept).
 
     Attributes
     ----------
-    limit : float
-        Batch size; 0 always rebuilds, infinity never.
-    plans : tuple of (int, Plan)
-        Plans by the largest batch each serves, ascending.
+    inference, training : tuple of (int, plan)
+        The largest size of each range and its plan, ascending; the last plan serves everything larger.
     """
 
-    limit: float
-    plans: tuple[tuple[float, Plan], ...]
+    inference: tuple[tuple[int, Any], ...] = ()
+    training: tuple[tuple[int, Any], ...] = ()
 
-    def plan(self, batch: int) -> Plan | None:
-        """The plan for a batch, or None where the weight should be rebuilt."""
-        if not isinstance(batch, int):  # `torch.export` with a dynamic batch: one program, without a case for each size
-            batch = _EXPORTED
-        if batch > self.limit:
-            return None
-        for largest, plan in self.plans:
-            if batch <= largest:
-                return plan
-        return None
+    def plan(self, size: int, training: bool) -> Any:
+        """The plan for so many inputs."""
+        if not isinstance(size, int):  # `torch.export` with a dynamic batch: one program, without a case for each size
+            size = _EXPORTED
+        ranges = self.training if training else self.inference
+        for largest, made in ranges[:-1]:
+            if size <= largest:
+                return made
+        return ranges[-1][1] if ranges else None
 
 
-def schedule(network: Network, shape: Shape, execution: str) -> Schedule:
-    """Decide how a linear map of this network runs, from shapes only.
+def ranges(plans: Sequence[Any], same: Callable[[Any], Any]) -> tuple[tuple[int, Any], ...]:
+    """Plans of `_SIZES` as ranges; neighbours that do the same are one: `torch.compile` makes a graph for each."""
+    found: list[tuple[int, Any]] = []
+    for size, made in zip(_SIZES, plans, strict=True):
+        if found and same(found[-1][1]) == same(made):
+            found[-1] = size, found[-1][1]
+        else:
+            found.append((size, made))
+    return tuple(found)
 
-    Raises
-    ------
-    TncError
-        `execution` is not one of `EXECUTIONS`.
-    """
+
+def _steps(plan: Plan | None) -> Any:
+    return plan and (plan.steps, plan.final)
+
+
+def _parts(made: planner.Conv | None) -> Any:
+    return made and (made.early, made.inner, _steps(made.before), _steps(made.middle), _steps(made.after))
+
+
+def _last(made: planner.Rows | None) -> Any:
+    return made and (made.groups, _steps(made.last))
+
+
+def check(execution: str) -> None:
+    """Raise a `TncError` unless `execution` is one of `EXECUTIONS`."""
     if execution not in EXECUTIONS:
         raise TncError(f"execution {execution!r} is unknown; there are {', '.join(EXECUTIONS)}")
-    if execution == "dense" or network.feed is not None or "*" in network.sizes:
-        return Schedule(0, ())
-    plans = tuple((largest, apply_plan(network, batch)) for largest, batch in ((8, 4), (256, 64), (inf, 1024)))
-    if execution == "factorized":
-        return Schedule(inf, plans)
-    limit = 0.0
-    for batch in (1 << k for k in range(21)):
-        plan = next(plan for largest, plan in plans if batch <= largest)
-        if _seconds(plan, batch, apply_plan(network, 1)) > _dense(network, shape, batch):
-            break
-        limit = batch if batch < 1 << 20 else inf
-    return Schedule(limit, plans)
 
 
-def _seconds(plan: Plan, batch: int, single: Plan) -> float:
-    return batch * single.flops * _FLOP + len(plan.steps) * _CALL
+def constants(place: torch.device) -> Device:
+    """The cost constants of a torch device; round numbers for one that cannot be measured."""
+    if place.type not in ("cpu", "cuda"):
+        return Device()
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
+    label = f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return device(_backend(str(place)), label)
 
 
-def _dense(network: Network, shape: Shape, batch: int) -> float:
-    again = recipe(network).plan
-    return (again.flops + 2 * batch * prod(shape)) * _FLOP + (len(again.steps) + 1) * _CALL
+@lru_cache(maxsize=16)
+def _backend(place: str) -> Any:
+    return get(f"torch:{place}")
+
+
+def _rebuilds(network: Network, execution: str) -> bool:
+    return execution == "dense" or network.feed is not None or "*" in network.sizes
+
+
+@lru_cache(maxsize=1024)
+def linear(network: Network, shape: Shape, execution: str, rates: Device) -> Schedule:
+    """Plans for a linear map.
+
+    In inference the weight may be kept, so that only a product is left of the dense way; in training it is rebuilt, and
+    what a layer does not keep for the backward pass is computed again.
+    """
+    if rebuilds(network):
+        return Schedule()
+    inference, training = [], []
+    for size in _SIZES:
+        through, rebuilt = planner.linear(network, size, rates)
+        product = step(Work(1, size, shape[0], shape[1], 0), rates)
+        way = through or rebuilt
+        assert way is not None
+        fits = execution == "factorized" or (execution == "auto" and way.seconds < product)
+        inference.append(way.plan if fits else None)
+        both = planner.linear(network, size, rates, training=True)
+        wanted = {"auto": both, "factorized": both[:1], "dense": both[1:]}[execution]
+        plain = planner.linear(network, size, rates)
+        again = {id(t): t.seconds + p.seconds for t, p in zip(both, plain, strict=True) if t and p}
+        ways = [way for way in wanted if way] or [way for way in both if way]
+        training.append(min(ways, key=lambda way: again[id(way)]).plan)
+    kept = () if execution == "dense" else ranges(inference, _steps)
+    return Schedule(kept, ranges(training, _steps))
+
+
+@lru_cache(maxsize=1024)
+def convolution(network: Network, shape: Shape, execution: str, rates: Device, transposed: bool) -> Schedule:
+    """Plans for a convolution, by images times positions."""
+    if _rebuilds(network, execution):
+        return Schedule()
+    source, target = (0, 1) if transposed else (1, 0)
+    kernel = 1
+    for extent in shape[2:]:
+        kernel *= extent
+
+    def chosen(size: int, training: bool) -> planner.Conv | None:
+        positions = min(size, _IMAGE)
+        made = planner.conv(network, max(1, size // _IMAGE), positions, rates, training, transposed)
+        kept = step(Work(1, shape[target], size, shape[source] * kernel, 0), rates, 4, training)
+        whole = not made.early and not made.late
+        return None if whole or (execution == "auto" and kept <= made.seconds) else made
+
+    return Schedule(*(ranges([chosen(n, training) for n in _SIZES], _parts) for training in (False, True)))
+
+
+@lru_cache(maxsize=1024)
+def lookup(network: Network, execution: str, rates: Device) -> Schedule:
+    """Plans for looking up rows, by their number; the table is rebuilt only where that is cheaper, and never kept."""
+    if _rebuilds(network, execution):
+        return Schedule()
+    table = seconds(recipe(network).plan, rates)
+    made = [planner.rows(network, size, rates) for size in _SIZES]
+    plans = ranges([way if execution == "factorized" or way.seconds < table else None for way in made], _last)
+    return Schedule(plans, plans)

@@ -13,8 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from tnc.backends import Backend, get, move
 from tnc.checkpoint import Checkpoint
 from tnc.decomposition import Factorization
-from tnc.errors import CheckpointError, MatchError, TncError, WeightError, listed
-from tnc.nn.execution import EXECUTIONS
+from tnc.errors import CheckpointError, MatchError, WeightError, listed
+from tnc.nn.execution import check
 from tnc.nn.sites import (
     attach,
     computed,
@@ -72,7 +72,7 @@ def compress(
         A matched parameter is integer, complex, not finite, on the meta device, not initialized yet, computed by
         a parametrization, or also held outside the module's parameters, where a replacement would go unnoticed.
     """
-    _check_execution(execution)
+    check(execution)
     dense = _initialized(model)
     rules = _refuse_computed(model, rules_of(rules, rank))
     weights = {name: parameter.detach() for name, parameter in dense.items()}
@@ -89,11 +89,6 @@ def compress(
     total = checkpoint.report.total + sum(row.before for row in earlier)
     model.tnc_report = Report([*earlier, *checkpoint.report.rows], total)  # type: ignore[assignment]
     return model
-
-
-def _check_execution(execution: str) -> None:
-    if execution not in EXECUTIONS:
-        raise TncError(f"execution {execution!r} is unknown; there are {', '.join(EXECUTIONS)}")
 
 
 def _initialized(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -200,7 +195,7 @@ def install(model: nn.Module, checkpoint: Checkpoint, *, execution: str = "auto"
     WeightError
         A parameter is on the meta device, not initialized yet, or also held outside the module's parameters.
     """
-    _check_execution(execution)
+    check(execution)
     for name, parameter in _initialized(model).items():
         if parameter.device.type == "meta":
             raise WeightError(f"{name} is on the meta device: call model.to_empty(device='cpu') before installing")

@@ -123,7 +123,7 @@ def attach(
     module.__dict__.setdefault("_dense_form", (type(module), tuple(module._parameters)))
     made = factorized_class(module) if name == "weight" else None
     if made is None:
-        _parametrize(module, name, placed)
+        _parametrize(module, name, placed, execution)
     else:
         module.__class__ = _merged(made, type(module))  # type: ignore[arg-type]
         del module._parameters[name]
@@ -147,7 +147,7 @@ def _tensor(core: Any, like: Tensor) -> Tensor:
     return there.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _parametrize(module: nn.Module, name: str, factorization: Factorization) -> None:
+def _parametrize(module: nn.Module, name: str, factorization: Factorization, execution: str) -> None:
     prepare(module)
     cores = list(factorization.cores)
 
@@ -157,7 +157,8 @@ def _parametrize(module: nn.Module, name: str, factorization: Factorization) -> 
         def right_inverse(self, value: Tensor) -> list[Tensor]:
             return [core.detach() for core in cores]
 
-    made = Adopt(factorization.network, factorization.shape)
+    made = Adopt(factorization.network, factorization.shape, keeps=execution != "factorized")
+    made.train(module.training)
     _own_class(module)
     parametrize.register_parametrization(module, name, made, unsafe=True)
     made.__class__ = Rebuild  # type: ignore[assignment]

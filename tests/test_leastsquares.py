@@ -1,0 +1,92 @@
+"""Alternating least squares: one core against NumPy's own least squares, both solvers, the promises of a descent."""
+
+from __future__ import annotations
+
+import itertools
+from math import inf
+
+import numpy as np
+import pytest
+
+from tnc import Network, leastsquares
+from tnc.contract import dense
+from tnc.fit import random_cores
+from tnc.leastsquares import descend
+from tnc.linalg import relative_error
+
+SIZES = {"a": 5, "b": 4, "c": 6, "d": 3}
+RING = Network("p a q, q b r, r c s, s d p -> a b c d", {**SIZES, "p": 2, "q": 2, "r": 3, "s": 2})
+CP = Network("a r, b r, c r, d r -> a b c d", {**SIZES, "r": 4})
+BATCH = Network("a b p, b c q, p q d -> a b c d", {**SIZES, "p": 3, "q": 2})
+"""The index b passes through two cores: every b is a problem of its own."""
+
+networks = pytest.mark.parametrize("network", [RING, CP, BATCH], ids=["ring", "cp", "batch"])
+
+
+@pytest.fixture
+def weight(rng):
+    return rng.standard_normal(tuple(SIZES.values()))
+
+
+@networks
+@pytest.mark.parametrize("formed", [leastsquares.FORMED, 0], ids=["solve", "conjugate"])
+def test_the_last_core_of_a_sweep_is_optimal(network, formed, weight, monkeypatch):
+    monkeypatch.setattr(leastsquares, "FORMED", formed)
+    monkeypatch.setattr(leastsquares, "STEPS", 60)
+    found = descend(weight, network, random_cores(weight, network, 0), 1, 0.0)
+    *others, last = found.cores
+    columns = []
+    for k in range(last.size):  # the weight is linear in the last core: one column per entry
+        unit = np.zeros(last.size)
+        unit[k] = 1.0
+        columns.append(dense(network, [*others, unit.reshape(last.shape)]).reshape(-1))
+    best = np.linalg.lstsq(np.stack(columns, axis=1), weight.reshape(-1))[0]
+    optimum = relative_error(weight, dense(network, [*others, best.reshape(last.shape)]))
+    assert found.error == pytest.approx(optimum, abs=1e-8)
+
+
+@networks
+@pytest.mark.parametrize("formed", [leastsquares.FORMED, 0], ids=["solve", "conjugate"])
+def test_the_error_never_rises_and_is_the_true_one(network, formed, weight, place, monkeypatch):
+    monkeypatch.setattr(leastsquares, "FORMED", formed)
+    x, errors = place.from_numpy(weight), []
+    start = random_cores(x, network, 1)
+    for sweeps in range(1, 20):
+        found = descend(x, network, start, sweeps, 0.0)
+        errors.append(found.error)
+        assert relative_error(x, dense(network, found.cores)) == pytest.approx(found.error, rel=1e-6)
+    assert all(after <= before for before, after in itertools.pairwise(errors)), errors
+    assert errors[-1] < errors[0]
+
+
+@networks
+def test_both_solvers_end_alike(network, weight, monkeypatch):
+    start = random_cores(weight, network, 2)
+    solved = descend(weight, network, start, 300, 1e-7)
+    monkeypatch.setattr(leastsquares, "FORMED", 0)
+    assert descend(weight, network, start, 300, 1e-7).error <= 1.02 * solved.error
+
+
+def test_large_normal_matrices_are_not_formed(rng):
+    # A core of 2 x 16^3 entries: its normal matrix would take half a gigabyte.
+    sizes = {"a": 18, "b": 18, "c": 18, "t": 2, "r": 16, "s": 16, "u": 16}
+    network = Network("t a r, t b s, t c u, t r s u -> a b c", sizes)
+    x = rng.standard_normal((18, 18, 18))
+    found = descend(x, network, random_cores(x, network, 0), 3, 0.0)
+    assert relative_error(x, dense(network, found.cores)) == pytest.approx(found.error, rel=1e-6)
+    assert found.error < 0.5
+
+
+def test_work_is_counted_and_bounded(weight):
+    start = random_cores(weight, RING, 0)
+    once, more = (descend(weight, RING, start, sweeps, 0.0).work for sweeps in (1, 5))
+    assert more == pytest.approx(5 * once)
+    assert descend(weight, RING, start, 100, 0.0, work=2.5 * once).work == pytest.approx(3 * once)
+    assert descend(weight, RING, start, 100, inf).work == pytest.approx(once)
+
+
+def test_the_start_is_left_alone(weight):
+    start = random_cores(weight, CP, 0)
+    kept = [core.copy() for core in start]
+    descend(weight, CP, start, 5, 0.0)
+    assert all(np.array_equal(a, b) for a, b in zip(start, kept, strict=True))

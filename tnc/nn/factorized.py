@@ -1,0 +1,134 @@
+"""What all factorized layers share: cores in place of a weight, made from a dense layer or from scratch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc import contract
+from tnc.cost import Device
+from tnc.decomposition import Decomposition, Factorization
+from tnc.errors import RankError, WeightError
+from tnc.fit import random_cores
+from tnc.network import Network
+from tnc.nn.cores import Cores
+from tnc.nn.execution import Schedule, check, constants
+from tnc.ranks import Budget, Fixed, Ratio, policy
+from tnc.typing import Shape
+from tnc.weights import Rule
+
+__all__ = ["Factorized"]
+
+
+class Factorized(nn.Module):
+    """What all layers here share: `cores` in place of the parameter ``weight``.
+
+    The first class to build one from scratch is torch's layer, with the same arguments, and then
+
+    Parameters
+    ----------
+    decomposition : str or Decomposition
+    rank : int, sequence of int, float or RankPolicy
+        A rank or a ratio; a tolerance needs a weight to approximate.
+    execution : {"auto", "dense", "factorized"}
+    """
+
+    cores: Cores
+    base: type[nn.Module]
+    """The torch layer this one stands for."""
+
+    def __init__(
+        self, *args: Any, decomposition: str | Decomposition, rank: Any, execution: str = "auto", **kwargs: Any
+    ) -> None:
+        device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
+        dense = self.base(*args, **kwargs, device="meta")
+        self.__dict__.update(dense.__dict__, _dense_form=(self.base, tuple(dense._parameters)))
+        deviation, weight = _deviation(dense), dense.get_parameter("weight")
+        del self._parameters["weight"]
+        factorization = _from_scratch(weight, decomposition, rank, deviation, device)
+        if (bias := self._parameters.get("bias")) is not None:
+            bound = math.sqrt(3) * deviation
+            self.bias = nn.Parameter(torch.empty_like(bias, device=device).uniform_(-bound, bound))
+        zeros = torch.zeros(weight.shape[1:], dtype=weight.dtype, device=device)
+        pinned = None if self.kept_row is None else (self.kept_row, zeros)
+        self.adopt(Cores(factorization, pinned=pinned), execution)
+
+    def adopt(self, cores: Cores, execution: str) -> None:
+        """Take cores in place of the weight, which is gone already; parameters of a tied layer are shared."""
+        self.cores, self.execution = cores, execution
+        cores.keeps = execution != "factorized"
+        self.reschedule()
+
+    def release(self) -> None:
+        """Give up all that `adopt` added."""
+        del self.cores, self.execution, self.schedule
+
+    def plans(self, rates: Device) -> Schedule:
+        """What runs at which size; where nothing is planned the weight is rebuilt."""
+        return Schedule()
+
+    def reschedule(self) -> None:
+        """Plan anew for the device the cores are on."""
+        check(self.execution)
+        self.schedule = self.plans(constants(next(iter(self.cores)).device))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Factorized:
+        before = next(iter(self.cores)).device
+        super()._apply(fn, recurse)
+        if next(iter(self.cores)).device != before:
+            self.reschedule()
+        return self
+
+    @property
+    def kept_row(self) -> int | None:
+        """A row of the weight that stays as it is and gets no gradient."""
+        return None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, rebuilt from the cores."""
+        return self.cores()
+
+    def reset_parameters(self) -> None:
+        """Nothing: the cores are initialized when the layer is made."""
+
+
+def _from_scratch(
+    weight: Tensor, decomposition: Any, rank: Any, deviation: float, device: torch.device
+) -> Factorization:
+    """Random cores whose rebuilt entries are as large, in the mean square, as a dense layer would start with."""
+    if decomposition is None:
+        raise WeightError("decomposition=None: name one, such as 'mpo', or make the layer of torch.nn")
+    made, wanted = Rule("*", decomposition, rank).decomposition, policy(rank)
+    shape = tuple(weight.shape)
+    if isinstance(wanted, Fixed):
+        network = made.network(shape, wanted.rank).clipped()
+    elif isinstance(wanted, Ratio | Budget):
+        network = Ratio(wanted.ratio).even(shape, made)
+    else:
+        raise RankError(f"{wanted} needs a weight to approximate; a new layer takes a rank or a ratio")
+    seed = int(torch.randint(2**31, (), device="cpu").item())  # follows torch.manual_seed
+    cores = random_cores(torch.empty(0, device=device), network, seed)
+    if device.type != "meta":  # few cores deviate from their expectation: measure
+        own = len(network.operands) - (network.feed is not None)
+        scale = (deviation / math.sqrt(_mean_square(network, cores, shape))) ** (1 / own)
+        cores = [*cores[:-own], *(scale * core for core in cores[-own:])]
+    return Factorization(network, [core.to(weight.dtype) for core in cores], shape)
+
+
+def _mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
+    """Mean square of the rebuilt entries: the network contracted with itself, so that only a feed is rebuilt."""
+    if network.feed is not None:
+        return float(contract.dense(network, cores, shape).square().mean())
+    twins = [tuple(i if i in network.outer else f"{i}'" for i in core) for core in network.operands]
+    return float(contract.contract([*network.operands, *twins], (), [*cores, *cores])) / math.prod(network.shape)
+
+
+def _deviation(layer: nn.Module) -> float:
+    """Standard deviation of torch's own initialization."""
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return 1.0
+    return 1 / math.sqrt(3 * math.prod(layer.weight.shape[1:]))

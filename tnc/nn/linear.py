@@ -1,0 +1,40 @@
+"""`Linear`: a linear map through its cores, or through the rebuilt weight, whichever is cheaper for the batch."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import array_api_compat.torch as xp
+from torch import Tensor, nn
+
+from tnc import contract
+from tnc.cost import Device
+from tnc.nn import execution
+from tnc.nn.factorized import Factorized
+from tnc.nn.recompute import recomputed, tracked
+from tnc.plans import Plan
+
+__all__ = ["Linear"]
+
+
+class Linear(Factorized, nn.Linear):
+    """`torch.nn.Linear` with a factorized weight; small batches never see the dense weight."""
+
+    base = nn.Linear
+
+    def plans(self, rates: Device) -> execution.Schedule:
+        return execution.linear(self.cores.network, self.cores.shape, self.execution, rates)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input @ weight.T + bias`` for input of shape (..., in_features)."""
+        cores = tuple(self.cores)
+        size = math.prod(input.shape[:-1])  # numel() would be a constant to torch.export
+        made = self.schedule.plan(size, tracked(input, *cores))
+        if made is None:
+            return nn.functional.linear(input, self.weight, self.bias)
+        output = recomputed(partial(self._through, made), input, *cores)
+        return output if self.bias is None else output + self.bias.to(output.dtype)  # autocast: the product's
+
+    def _through(self, made: Plan, input: Tensor, *cores: Tensor) -> Tensor:
+        return contract.apply(self.cores.network, cores, input, self.cores.shape, xp=xp, made=made)
