@@ -51,7 +51,7 @@ def test_the_error_never_rises_and_is_the_true_one(network, formed, weight, plac
     monkeypatch.setattr(leastsquares, "FORMED", formed)
     x, errors = place.from_numpy(weight), []
     start = random_cores(x, network, 1)
-    for sweeps in range(1, 20):
+    for sweeps in (1, 2, 3, 5, 8, 13):
         found = descend(x, network, start, sweeps, 0.0)
         errors.append(found.error)
         assert relative_error(x, dense(network, found.cores)) == pytest.approx(found.error, rel=1e-6)

@@ -86,6 +86,7 @@ def test_a_depthwise_convolution_comes_out_of_cp():
 
 def test_constants_are_stated_measured_or_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("TNC_CACHE", str(tmp_path))
+    monkeypatch.delenv("TNC_COST")
     device.cache_clear()
     measured = device(get("numpy"), "this machine")
     assert measured.flops > 1e8 and measured.bytes > 1e7 and measured.call > 0
