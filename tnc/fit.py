@@ -24,7 +24,7 @@ from tnc.typing import Array
 __all__ = ["als", "balance", "random_cores", "refine", "tensorize", "tree_svd", "unfold"]
 
 
-_WORK = 6e11
+_WORK = 1e11
 """Multiplications and additions of one fit by alternating least squares."""
 
 
@@ -173,18 +173,19 @@ def als(
         Stop when a sweep lowers the relative error by less than this fraction.
     """
     xp, spent, short = array_namespace(x), 0.0, min(10, sweeps)
-    wide = tensorize(xp.astype(x, xp.float64), network)
+    tensor = tensorize(x, network)
     if cores is None:
         trials: list[Descent] = []
-        randoms = (random_cores(wide, network, seed + k) for k in range(starts))
+        randoms = (random_cores(tensor, network, seed + k) for k in range(starts))
         for trial in chain(guesses, randoms):
-            trials.append(
-                descend(wide, network, [xp.astype(c, xp.float64) for c in trial], short, tolerance, _WORK / 12)
-            )
+            trials.append(descend(tensor, network, trial, short, tolerance, _WORK / 12))
             spent += trials[-1].work
             if spent > _WORK / 4:
                 break
         cores, sweeps = min(trials, key=lambda trial: trial.error).cores, sweeps - short
-    wider = [xp.astype(core, xp.float64) for core in cores]
-    cores = descend(wide, network, wider, sweeps, tolerance, _WORK - spent).cores
-    return [xp.astype(core, x.dtype) for core in balance(cores)]
+    found = descend(tensor, network, cores, sweeps, tolerance, _WORK - spent)
+    if found.error < 0.03 and tensor.dtype != xp.float64:  # squared errors below 1e-7 need double precision
+        found = descend(
+            xp.astype(tensor, xp.float64), network, found.cores, sweeps, tolerance, _WORK - spent - found.work
+        )
+    return [xp.astype(core, x.dtype) for core in balance(found.cores)]

@@ -91,6 +91,7 @@ def _sweep(x: Array, network: Network, cores: Sequence[Array]) -> tuple[list[Arr
         for mine, others in ((group[:half], group[half:]), (group[half:], group[:half])):
             needed, parts = {i for k in mine for i in names[k]}, [right, *((names[k], cores[k]) for k in others)]
             keep = tuple(i for i in dict.fromkeys(i for held, _ in parts for i in held) if i in needed)
+            keep = tuple(sorted(keep, key=lambda i: sum(i in core for core in names) < 3))  # a batch stands in front
             step = plan(tuple(held for held, _ in parts), keep, tuple(network.sizes.items()))
             spent += step.flops
             visit(mine, (keep, run(step, [array for _, array in parts])))

@@ -66,7 +66,7 @@ class _Convolution(Factorized):
 
 class _Conv(_Convolution):
     def forward(self, input: Tensor) -> Tensor:
-        """As torch's layer, for inputs of shape (batch, in_channels, *positions) or without the batch."""
+        """As torch's layer, for inputs of shape (batch, in_channels, positions...) or without the batch."""
         made = self.planned(input)
         if made is None:
             return super().forward(input)
@@ -83,7 +83,7 @@ class _Conv(_Convolution):
 
 class _ConvTranspose(_Convolution):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As torch's layer, for inputs of shape (batch, in_channels, *positions) or without the batch."""
+        """As torch's layer, for inputs of shape (batch, in_channels, positions...) or without the batch."""
         made = self.planned(input)
         if made is None:
             return super().forward(input, output_size)

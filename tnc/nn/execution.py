@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -110,18 +111,15 @@ def linear(network: Network, shape: Shape, execution: str, rates: Device) -> Sch
         return Schedule()
     inference, training = [], []
     for size in _SIZES:
-        through, rebuilt = planner.linear(network, size, rates)
+        forth, back = (planner.linear(network, size, rates, grads) for grads in (False, True))
         product = step(Work(1, size, shape[0], shape[1], 0), rates)
-        way = through or rebuilt
-        assert way is not None
+        way = forth[0] or forth[1]
+        assert way is not None  # a rebuild there always is
         fits = execution == "factorized" or (execution == "auto" and way.seconds < product)
         inference.append(way.plan if fits else None)
-        both = planner.linear(network, size, rates, training=True)
-        wanted = {"auto": both, "factorized": both[:1], "dense": both[1:]}[execution]
-        plain = planner.linear(network, size, rates)
-        again = {id(t): t.seconds + p.seconds for t, p in zip(both, plain, strict=True) if t and p}
-        ways = [way for way in wanted if way] or [way for way in both if way]
-        training.append(min(ways, key=lambda way: again[id(way)]).plan)
+        priced = [(b.seconds + f.seconds, b.plan) for f, b in zip(forth, back, strict=True) if f and b]
+        wanted = {"auto": priced, "factorized": priced[:1], "dense": priced[-1:]}[execution]
+        training.append(min(wanted, key=lambda pair: pair[0])[1])
     kept = () if execution == "dense" else ranges(inference, _steps)
     return Schedule(kept, ranges(training, _steps))
 
@@ -132,16 +130,15 @@ def convolution(network: Network, shape: Shape, execution: str, rates: Device, t
     if _rebuilds(network, execution):
         return Schedule()
     source, target = (0, 1) if transposed else (1, 0)
-    kernel = 1
-    for extent in shape[2:]:
-        kernel *= extent
+    kernel = prod(shape[2:])
 
     def chosen(size: int, training: bool) -> planner.Conv | None:
         positions = min(size, _IMAGE)
         made = planner.conv(network, max(1, size // _IMAGE), positions, rates, training, transposed)
-        kept = step(Work(1, shape[target], size, shape[source] * kernel, 0), rates, 4, training)
         whole = not made.early and not made.late
-        return None if whole or (execution == "auto" and kept <= made.seconds) else made
+        kept = step(Work(1, shape[target], size, shape[source] * kernel, 0), rates)
+        better = execution == "auto" and not training and kept <= made.seconds
+        return None if whole or better else made
 
     return Schedule(*(ranges([chosen(n, training) for n in _SIZES], _parts) for training in (False, True)))
 

@@ -33,7 +33,7 @@ def convolve(
 
     Parameters
     ----------
-    input : Tensor (batch, channels, *positions)
+    input : Tensor (batch, channels, positions...)
     made : Conv
     shape : tuple of int
         Shape of the weight.
