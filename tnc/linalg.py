@@ -33,7 +33,8 @@ def norm(x: Array) -> float:
     """Frobenius norm, accumulated in float64."""
     xp = array_namespace(x)
     wide = xp.astype(x, xp.float64)
-    return sqrt(float(to_numpy(xp.sum(wide * wide))))
+    total = xp.sum(wide * wide)
+    return sqrt(float(to_numpy(total) if getattr(total, "requires_grad", False) else total))
 
 
 def balance(cores: list[Array]) -> list[Array]:
