@@ -157,9 +157,9 @@ def als(
 ) -> list[Array]:
     """Alternating least squares for any network without a feed: each core solves its own linear problem.
 
-    Normal matrices are float64 with a small proximal ridge, so the error never grows. Several starts run a few
-    sweeps each and the best goes on, unless `cores` gives the start. What a fit may cost is counted in
-    operations, about ten seconds on two cores: a seed gives the same cores everywhere.
+    Cores and normal matrices are float64, with a small proximal ridge, so the error never grows; only products with
+    the whole weight are in its own dtype. Several starts run a few sweeps each and the best goes on, unless `cores`
+    gives the start. What a fit may cost is counted in operations: a seed gives the same cores everywhere.
 
     Parameters
     ----------
@@ -173,18 +173,18 @@ def als(
         Stop when a sweep lowers the relative error by less than this fraction.
     """
     xp, spent, short = array_namespace(x), 0.0, min(10, sweeps)
-    wide = tensorize(xp.astype(x, xp.float64), network)
+    tensor = tensorize(x, network)
     if cores is None:
         trials: list[Descent] = []
-        randoms = (random_cores(wide, network, seed + k) for k in range(starts))
+        randoms = (random_cores(tensor, network, seed + k) for k in range(starts))
         for trial in chain(guesses, randoms):
-            trials.append(
-                descend(wide, network, [xp.astype(c, xp.float64) for c in trial], short, tolerance, _WORK / 12)
-            )
+            trials.append(descend(tensor, network, trial, short, tolerance, _WORK / 12))
             spent += trials[-1].work
             if spent > _WORK / 4:
                 break
         cores, sweeps = min(trials, key=lambda trial: trial.error).cores, sweeps - short
-    wider = [xp.astype(core, xp.float64) for core in cores]
-    cores = descend(wide, network, wider, sweeps, tolerance, _WORK - spent).cores
-    return [xp.astype(core, x.dtype) for core in balance(cores)]
+    found = descend(tensor, network, cores, sweeps, tolerance, _WORK - spent)
+    if found.error < 0.03 and tensor.dtype != xp.float64:  # single precision blurs squared errors by 1e-7
+        wide, left = xp.astype(tensor, xp.float64), _WORK - spent - found.work
+        found = descend(wide, network, found.cores, sweeps, tolerance, left)
+    return [xp.astype(core, x.dtype) for core in balance(found.cores)]
