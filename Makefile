@@ -55,14 +55,20 @@ unit: $(VENV)/.dev ## the tests alone
 	$(ONE) $(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable
 
 bench-once: $(VENV)/.dev
-	$(ONE) $(BIN)/python -m pytest -q benchmarks --benchmark-disable
+	$(ONE) $(BIN)/python -m pytest -q benchmarks/test_fit.py --benchmark-disable
 
 docs: $(VENV)/.dev ## build docs/_build/html; every example in them is run
 	$(ONE) $(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.dev ## time fits and forward passes against dense layers and other libraries
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-sort=min \
-	  --benchmark-columns=min,median,stddev,rounds
+# CELLS picks a part of the grid, PART names its file: make bench CELLS='conv512 and tucker' PART=-conv512
+# The report takes all parts; a cell measured again replaces the first.
+CELLS ?= not slow
+bench: $(VENV)/.dev ## time layers and networks against dense ones and other libraries; writes docs/benchmarks
+	$(BIN)/python -m pytest benchmarks/test_fit.py -q --benchmark-only --benchmark-columns=min,median,rounds
+	$(BIN)/python -m pytest benchmarks/test_layers.py -q --benchmark-only --benchmark-quiet \
+	  -k '$(CELLS)' --benchmark-json=benchmarks/results/layers$(PART).json
+	$(BIN)/python -m benchmarks.networks_bench
+	$(BIN)/python -m benchmarks.report benchmarks/results/layers*.json
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .

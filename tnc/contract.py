@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -143,11 +143,12 @@ def apply(
     *,
     xp: Namespace | None = None,
     made: Plan | None = None,
+    run: Callable[[Plan, Sequence[Array], Namespace], Array] = run,
 ) -> Array:
     """Compute ``x @ W.T`` from the cores, W being the weight as a matrix (first axis, all others).
 
     `x` has shape ``(..., columns)``; the result ``(..., rows)``. Where inputs cannot meet the cores (`rebuilds`), the
-    weight comes first. `made` is a plan of `apply_plan`, looked up by the batch size when omitted.
+    weight comes first. `made` is a plan of `apply_plan`, looked up by the batch size when omitted; `run` runs it.
     """
     xp = array_namespace(x) if xp is None else xp
     shape = network.shape if shape is None else shape

@@ -18,9 +18,16 @@ import numpy as np
 
 from tnc.backends import Backend
 from tnc.errors import TncError
+from tnc.layouts import NARROW
 from tnc.plans import Plan, Work
 
-__all__ = ["Device", "calibrate", "device", "seconds"]
+__all__ = ["Device", "calibrate", "convolution", "device", "seconds"]
+
+_LANES = 16
+"""Channels that a convolution computes at once."""
+
+_PASSES = 3
+"""How often a convolution moves its input and output, changes of layout included."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +62,40 @@ def seconds(plan: Plan, device: Device, *, itemsize: int = 4, training: bool = F
 
 def step(work: Work, device: Device, itemsize: int = 4, training: bool = False) -> float:
     """Time of one step: the larger of arithmetic and traffic, plus copies and calls."""
-    count, m, n, k, copied = work
-    copies = 2 * copied * itemsize / device.bytes * (2 if training else 1)
+    count, m, n, k, copied, slow = work
+    copies = 2 * (copied + slow) * itemsize / device.bytes * (2 if training else 1)
     if not count:
         return copies
     short = min(m, n, k)
     arithmetic = 2.0 * count * m * n * k / (device.flops * short / (short + 12))  # short sides leave lanes idle
+    if 1 < n < NARROW <= m:
+        arithmetic *= 3
     traffic = count * (m * k + k * n + m * n) * itemsize / (2 * device.bytes)  # streams run faster than permutations
     product = max(arithmetic, traffic) + (count - 1) * device.item
     return (product + device.call) * (3 if training else 1) + copies
+
+
+def convolution(
+    groups: int, m: int, n: int, taps: int, columns: int, device: Device, *, itemsize: int = 4, training: bool = False
+) -> float:
+    """Time of a convolution of `groups` times `n` channels to `groups` times `m`, over `columns` places.
+
+    Libraries compute `_LANES` channels out at once, however few are asked for; backward the channels in stand in
+    their place. With groups both are filled up, unless every group has one channel in and out. Inputs and outputs
+    are moved a few times between layouts.
+    """
+    across, back = _lanes(m), _lanes(m) * _lanes(n)
+    forth = across * n if groups == 1 else back
+    if m == n == 1 < groups:
+        forth, back = 2, 2 * _LANES
+    entries = groups * (columns * (m + n) + m * n * taps)
+    work = 2.0 * groups * columns * taps * (forth + (2 * back if training else 0)) / device.flops
+    traffic = _PASSES * entries * itemsize / device.bytes
+    return (work + traffic * (3 if training else 1)) + device.call * (3 if training else 1)
+
+
+def _lanes(channels: int) -> int:
+    return -(-channels // _LANES) * _LANES
 
 
 # ------------------------------------------------------------------ measuring

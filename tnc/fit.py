@@ -24,7 +24,7 @@ from tnc.typing import Array
 __all__ = ["als", "balance", "random_cores", "refine", "tensorize", "tree_svd", "unfold"]
 
 
-_WORK = 1e11
+_WORK = 4e11
 """Multiplications and additions of one fit by alternating least squares."""
 
 

@@ -12,11 +12,11 @@ from math import cos, inf, isfinite, pi, prod, sqrt
 
 from array_api_compat import array_namespace
 
+from tnc.adjoint import pull, push
 from tnc.contract import Recipe, crop, fed, pad, recipe
 from tnc.errors import PatternError
 from tnc.linalg import norm
 from tnc.network import Network
-from tnc.plans import Plan, View, look, multiply, run
 from tnc.typing import Array, Cores, Namespace, Shape
 
 __all__ = ["SLOPES", "descend", "gradients"]
@@ -33,44 +33,7 @@ At a kink the slope is one: gates near the identity put most of their entries ex
 """
 
 _TAPE = 1 << 25
-"""A network that moves more entries than this runs twice, so that only one keeps its intermediates at a time."""
-
-Tape = tuple[list[tuple[Array, Array]], Shape]
-
-
-def _trace(plan: Plan, arrays: Sequence[Array], xp: Namespace) -> tuple[Array, Tape]:
-    """Run a plan and keep both factors of every product, and the shape of the last one."""
-    held, factors = list(arrays), []
-    for step in plan.steps:
-        pair = held[step.left], held[step.right]
-        factors.append(pair)
-        held = [x for k, x in enumerate(held) if k not in (step.left, step.right)] + [multiply(step, *pair, xp)]
-    return look(held[0], plan.final, xp), (factors, held[0].shape)
-
-
-def _unlook(gradient: Array, view: View, shape: Shape, xp: Namespace) -> Array:
-    """Undo a view: the gradient in the shape the array had before."""
-    if view.order is not None:
-        split = shape if view.split is None else view.split
-        gradient = xp.reshape(gradient, tuple(split[k] for k in view.order))
-        gradient = xp.permute_dims(gradient, tuple(view.order.index(k) for k in range(len(view.order))))
-    return xp.reshape(gradient, shape)
-
-
-def _pull(plan: Plan, tape: Tape, gradient: Array, xp: Namespace) -> list[Array]:
-    """Gradients of a plan's operands from that of its result."""
-    factors, last = tape
-    pending = [_unlook(gradient, plan.final, last, xp)]
-    for step, (left, right) in zip(plan.steps[::-1], factors[::-1], strict=True):
-        above = pending.pop()
-        a, b = look(left, step.left_view, xp), look(right, step.right_view, xp)
-        pair = [xp.matmul(above, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), above)]
-        if step.spread:  # one matrix served all of a batch
-            pair[0] = xp.sum(pair[0], axis=0)
-        views = (step.left, pair[0], step.left_view, left), (step.right, pair[1], step.right_view, right)
-        for place, found, view, operand in sorted(views, key=lambda entry: entry[0]):
-            pending.insert(place, _unlook(found, view, operand.shape, xp))
-    return pending
+"""A network that moves more entries than this makes its intermediates twice: only one keeps them at a time."""
 
 
 def gradients(network: Network, cores: Cores, upstream: Callable[[Array], Array]) -> list[Array]:
@@ -96,13 +59,9 @@ def _gradients(made: Recipe, cores: Cores, upstream: Callable[[Array], Array], x
 
     def layer(operands: list[Array]) -> list[Array]:
         """Forward through this network, on to whatever comes after, and back."""
-        if made.plan.moved > _TAPE:
-            gradient = upstream(xp.reshape(run(made.plan, operands, xp), made.shape))
-            _, tape = _trace(made.plan, operands, xp)
-        else:
-            value, tape = _trace(made.plan, operands, xp)
-            gradient = upstream(xp.reshape(value, made.shape))
-        return _pull(made.plan, tape, gradient, xp)
+        value, kept = push(made.plan, operands, xp, 0 if made.plan.moved > _TAPE else inf)
+        gradient = upstream(xp.reshape(value, made.shape))
+        return pull(made.plan, operands, kept, gradient, [True] * len(operands), xp)
 
     def after(inner: Array) -> Array:
         first = fed(made, inner, xp)

@@ -7,19 +7,29 @@ consumes the result.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import prod
 from typing import Any, NamedTuple
 
 from tnc.paths import Indices
 
-__all__ = ["DYNAMIC", "Dim", "Layout", "View", "cheapest", "count", "view"]
+__all__ = ["DYNAMIC", "NARROW", "Dim", "Layout", "View", "cheapest", "count", "operand", "scatter", "view"]
 
 Sizes = Mapping[str, int]
 
 DYNAMIC = ("*", ".")
 """Indices whose size is read off the arrays at run time: the batch, and the positions of a feature map."""
+
+
+NARROW = 16
+"""Columns of a product below which the processor's vectors go half empty."""
+
+_NEAR, _FAR = 4, 24
+"""A copy of single entries is so many times slower than one of long runs: within blocks of the cache, and beyond."""
+
+_CACHED = 1 << 16
+"""Entries of a block within which a copy stays in the cache."""
 
 
 class Dim(NamedTuple):
@@ -31,11 +41,12 @@ class Dim(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """Reshape, permute, reshape: each part is None where it would change nothing."""
+    """Reshape, permute, reshape, and turn the last two axes: each part is None where it would change nothing."""
 
     split: tuple[Any, ...] | None = None
     order: tuple[int, ...] | None = None
     merge: tuple[Any, ...] | None = None
+    turn: bool = False
 
 
 def _merged(groups: Sequence[Sequence[str]], sizes: Sizes) -> tuple[Any, ...]:
@@ -72,6 +83,23 @@ def view(source: Indices, form: Sequence[Indices], groups: Sequence[Indices], si
     return View(split, order, None if [list(g) for g in groups] == runs else merge)
 
 
+def operand(source: Indices, form: Sequence[Indices], groups: Sequence[Indices], sizes: Sizes) -> View:
+    """`view` as matrices: one that must be copied is written as it is read, and then turned; so are gradients."""
+    turn = _turned(source, groups)
+    made = view(source, form, (*groups[:-2], groups[-1], groups[-2]) if turn else groups, sizes)
+    return replace(made, turn=turn)
+
+
+def _turned(memory: Indices, groups: Sequence[Indices]) -> bool:
+    """Whether the fastest index of an array belongs to the rows of the matrices made of it."""
+    return bool(groups[-1]) and memory[-1:] != () and memory[-1] in groups[-2]
+
+
+def _pieces(memory: Indices, groups: Sequence[Indices]) -> bool:
+    """Whether every group is in one piece."""
+    return len(_runs(memory, groups)) == sum(bool(group) for group in groups)
+
+
 def _grouped(names: Sequence[str], first: set[str]) -> Indices:
     return tuple(i for i in names if i in first) + tuple(i for i in names if i not in first)
 
@@ -80,6 +108,7 @@ class Layout(NamedTuple):
     """One way to multiply a pair, and the order of the indices it yields."""
 
     copied: int
+    slow: int
     swap: bool
     left: tuple[Indices, ...]
     right: tuple[Indices, ...]
@@ -98,10 +127,32 @@ def count(names: Sequence[str], sizes: Sizes) -> int:
     return prod(sizes[i] for i in names)
 
 
-def _copy(memory: Indices, groups: Sequence[Indices], sizes: Sizes) -> int:
-    """Entries copied to multiply `memory` as `groups`: none if each group is in one piece and one has unit stride."""
-    pieces = len(_runs(memory, groups)) == sum(bool(group) for group in groups)
-    return 0 if pieces and (not memory or any(memory[-1] in g for g in groups[-2:])) else count(memory, sizes)
+def _copy(memory: Indices, groups: Sequence[Indices], sizes: Sizes) -> tuple[int, int]:
+    """Entries copied to multiply `memory` as `groups`, and how many more the copy costs as if it moved.
+
+    None if each group is in one piece and one has unit stride. Short runs are slow.
+    """
+    if _pieces(memory, groups) and (not memory or any(memory[-1] in g for g in groups[-2:])):
+        return 0, 0
+    turned = (*groups[:-2], groups[-1], groups[-2]) if _turned(memory, groups) else groups
+    return count(memory, sizes), scatter(memory, [i for group in turned for i in group], sizes)
+
+
+def scatter(memory: Indices, target: Sequence[str], sizes: Sizes) -> int:
+    """What the short runs of a copy from one order of the indices to another cost, in entries moved in long ones."""
+    run, k, first = 1, 1, 0
+    while k <= len(memory) and memory[-k] == target[-k]:
+        run, k = run * sizes[memory[-k]], k + 1
+    while first < len(memory) and memory[first] == target[first]:
+        first += 1
+    near = count(memory[first:], sizes) <= _CACHED
+    return (_NEAR if near else _FAR) * count(memory, sizes) // run
+
+
+def _narrow(work: tuple[int, int, int, int]) -> float:
+    """What a product of few columns costs beyond its like, in entries moved: vectors of the processor go half empty."""
+    many, m, n, k = work
+    return 0.5 * many * m * n * k if 1 < n < NARROW <= m else 0.0
 
 
 def _ways(
@@ -121,16 +172,20 @@ def _ways(
         ]
         for inner, left, right in product(inners, *orders):
             groups = ((*lead, left, inner), (*lead, inner, right))
-            copied = _copy(x, groups[0], sizes) + _copy(y, groups[1], sizes)
+            copied, slow = _sum(_copy(x, groups[0], sizes), _copy(y, groups[1], sizes))
             work = (n_batch, count(left, sizes), count(right, sizes), count(inner, sizes))
-            yield Layout(copied, bool(swap), *groups, (*lead, left, right), False, work)
+            yield Layout(copied, slow, bool(swap), *groups, (*lead, left, right), False, work)
         if batch:
             continue
         for inner, left, (loop, tail) in product(inners, orders[0], _halves(y, columns, wanted)):
             groups = ((left, inner), (tuple(loop), inner, tuple(tail)))
-            copied = _copy(x, groups[0], sizes) + _copy(y, groups[1], sizes)
+            copied, slow = _sum(_copy(x, groups[0], sizes), _copy(y, groups[1], sizes))
             work = (count(loop, sizes), count(left, sizes), count(tail, sizes), count(inner, sizes))
-            yield Layout(copied, bool(swap), *groups, (tuple(loop), left, tuple(tail)), True, work)
+            yield Layout(copied, slow, bool(swap), *groups, (tuple(loop), left, tuple(tail)), True, work)
+
+
+def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return a[0] + b[0], a[1] + b[1]
 
 
 def _halves(memory: Indices, free: Indices, wanted: set[str]) -> set[tuple[Indices, Indices]]:
@@ -141,20 +196,20 @@ def _halves(memory: Indices, free: Indices, wanted: set[str]) -> set[tuple[Indic
     return {pair for pair in ((outside, inside), (inside, outside), (before, after)) if all(pair)}
 
 
-def _scattered(result: Indices, wanted: set[str], final: Indices | None) -> bool:
-    """Whether the consumer of a result must copy it: its indices are out of order, or `wanted` in pieces."""
+def _again(result: Indices, wanted: set[str], final: Indices | None, sizes: Sizes) -> int:
+    """Entries that the consumer of a result must copy: its indices are out of order, or `wanted` in pieces."""
     if final is not None:
-        return result != final
+        return 0 if result == final else count(result, sizes) + scatter(result, final, sizes)
     marks = [i in wanted for i in result]
-    return sum(p != q for p, q in pairwise(marks)) > 1
+    return count(result, sizes) if sum(p != q for p, q in pairwise(marks)) > 1 else 0
 
 
 def _price(layout: Layout, consumer: tuple[set[str], Indices | None], sizes: Sizes) -> float:
     """Entries moved, roughly; many small products count as moving their operands once more."""
     many, m, n, k = layout.work
-    again = 2 * many * m * n if _scattered(layout.result, *consumer) else 0
+    again = _again(layout.result, *consumer, sizes)
     small = many * (m * k + k * n + 1024) if many > 1 else 0
-    return 2 * layout.copied + again + 0.25 * small
+    return 2 * (layout.copied + layout.slow + again) + 0.25 * small + _narrow(layout.work)
 
 
 def _descents(result: Indices, place: Mapping[str, float]) -> int:

@@ -20,7 +20,7 @@ from tnc.typing import Array, Namespace, Shape
 
 __all__ = ["Descent", "descend"]
 
-FORMED = 2048
+FORMED = 4096
 """Normal matrices up to this side are formed and solved, unless conjugate gradients are far cheaper."""
 
 STEPS = 10
@@ -128,7 +128,7 @@ def _problem(network: Network, k: int) -> Problem:
     others = tuple(part for j in range(len(network.operands)) if j != k for part in _twin(network, j))
     form = plan(others, (*batch, *inner, *(prime[i] for i in inner)), sizes)
     multiply = plan((*others, tuple(prime[i] if i in inner else i for i in held)), held, sizes)
-    iterate = n > FORMED or (n > FORMED // 8 and form.flops + b * n**3 > 4 * STEPS * multiply.flops)
+    iterate = n > FORMED or (n > FORMED // 16 and form.flops + b * n**3 > 4 * STEPS * multiply.flops)
     shape, axes = tuple(size[i] for i in held), tuple(names.index(i) for i in held)
     return Problem(axes, tuple(held.index(i) for i in names), shape, b, n, twin, form, multiply, iterate)
 

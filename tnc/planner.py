@@ -13,10 +13,10 @@ from itertools import combinations, product
 from math import prod
 from typing import NamedTuple
 
-from tnc.cost import Device, seconds, step
+from tnc.cost import Device, convolution, seconds
 from tnc.network import Network
 from tnc.paths import find
-from tnc.plans import Indices, Plan, Work, plan
+from tnc.plans import Indices, Plan, plan
 
 __all__ = ["Choice", "Conv", "Rows", "conv", "linear", "rows"]
 
@@ -273,9 +273,8 @@ def _conv(
     middle = planned(inner, body)
     after = planned([("*", *folded, *groups, *out, "."), *late], ("*", *target, "."))
     count, m, n = (prod(size[i] for i in part) for part in (groups, out, into))
-    work = Work(count, m, extent[0] * extent[1] * prod(size[i] for i in folded), n * prod(size[i] for i in kernel), 0)
-    total = sum(seconds(p, device, training=training) for p in (before, middle, after)) + step(
-        work, device, 4, training
-    )
+    columns, taps = extent[0] * extent[1] * prod(size[i] for i in folded), prod(size[i] for i in kernel)
+    total = convolution(count, m, n, taps, columns, device, training=training)
+    total += sum(seconds(p, device, training=training) for p in (before, middle, after))
     unfolded = tuple(size[i] for i in (*folded, *groups, *out))
     return Conv(before, middle, after, *split, prod(size[i] for i in folded), count, unfolded, (m, n), total)

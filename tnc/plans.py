@@ -15,11 +15,25 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace
 
 from tnc.errors import PatternError
-from tnc.layouts import DYNAMIC, View, cheapest, count, view
+from tnc.layouts import DYNAMIC, View, cheapest, count, operand, scatter, view
 from tnc.paths import Indices, find, ranking, sweep
 from tnc.typing import Array, Namespace
 
-__all__ = ["DYNAMIC", "Indices", "Plan", "Step", "View", "Work", "contract", "look", "multiply", "plan", "run"]
+__all__ = [
+    "DYNAMIC",
+    "Indices",
+    "Plan",
+    "Step",
+    "View",
+    "Work",
+    "contract",
+    "dynamic",
+    "extents",
+    "look",
+    "multiply",
+    "plan",
+    "run",
+]
 
 
 @dataclass(frozen=True)
@@ -37,13 +51,17 @@ class Step:
 
 
 class Work(NamedTuple):
-    """What a step costs: so many products of (m, k) by (k, n), and entries copied to lay them out."""
+    """What a step costs: so many products of (m, k) by (k, n), and entries copied to lay them out.
+
+    Copies of short runs are slower, as if `slow` more entries were copied.
+    """
 
     many: int
     m: int
     n: int
     k: int
     copied: int
+    slow: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,15 +142,16 @@ def plan(
         kept = set(output).union(*rest)
         best = cheapest(held[i], held[j], kept, consumer, place, size)
         i, j = (j, i) if best.swap else (i, j)
-        left, right = (view(held[k], forms[k], groups, size) for k, groups in ((i, best.left), (j, best.right)))
+        left, right = (operand(held[k], forms[k], groups, size) for k, groups in ((i, best.left), (j, best.right)))
         steps.append(Step(i, j, left, right, best.spread))
-        work.append(Work(*best.work, best.copied))
+        work.append(Work(*best.work, best.copied, best.slow))
         flops += 2 * prod(best.work)
         peak = max(peak, count(best.result, size))
         forms = [form for k, form in enumerate(forms) if k not in (i, j)] + [best.form]
         held = [*rest, best.result]
     final = view(held[0], forms[0], [(n,) for n in output], size)
-    work.append(Work(0, 0, 0, 0, 0 if held[0] == output else count(output, size)))
+    copied = (0, 0) if held[0] == output else (count(output, size), scatter(held[0], output, size))
+    work.append(Work(0, 0, 0, 0, *copied))
     where = tuple((n, *next((k, c.index(n)) for k, c in enumerate(operands) if n in c)) for n in DYNAMIC if n in size)
     return Plan(tuple(steps), final, where, tuple(work), flops, peak)
 
@@ -159,7 +178,8 @@ def _consumers(
 _STATIC: Mapping[str, Any] = {}
 
 
-def _sizes(shape: tuple[Any, ...], dims: Mapping[str, Any]) -> tuple[Any, ...]:
+def extents(shape: tuple[Any, ...], dims: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A shape with the sizes of dynamic indices filled in."""
     if not dims:
         return shape
     return tuple(
@@ -168,13 +188,20 @@ def _sizes(shape: tuple[Any, ...], dims: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
+def dynamic(plan: Plan, arrays: Sequence[Array]) -> dict[str, Any]:
+    """Sizes of the plan's dynamic indices, read off its operands."""
+    return {name: arrays[k].shape[axis] for name, k, axis in plan.where}
+
+
 def look(x: Array, view: View, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
-    """Reshape, permute, reshape."""
+    """Reshape, permute, reshape, turn."""
     if view.split is not None:
-        x = xp.reshape(x, _sizes(view.split, dims))
+        x = xp.reshape(x, extents(view.split, dims))
     if view.order is not None:
         x = xp.permute_dims(x, view.order)
-    return x if view.merge is None else xp.reshape(x, _sizes(view.merge, dims))
+    if view.merge is not None:
+        x = xp.reshape(x, extents(view.merge, dims))
+    return xp.matrix_transpose(x) if view.turn else x
 
 
 def multiply(step: Step, left: Array, right: Array, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
@@ -186,7 +213,7 @@ def multiply(step: Step, left: Array, right: Array, xp: Namespace, dims: Mapping
 def run(plan: Plan, arrays: Sequence[Array], xp: Namespace | None = None) -> Array:
     """Run a plan: permute, reshape and multiply, on the arrays' own library and device."""
     xp = array_namespace(*arrays) if xp is None else xp
-    dims = {name: arrays[k].shape[axis] for name, k, axis in plan.where}
+    dims = dynamic(plan, arrays)
     held = list(arrays)
     for step in plan.steps:
         product = multiply(step, held[step.left], held[step.right], xp, dims)

@@ -31,8 +31,8 @@ class Row:
         Parameters, dense and kept.
     nominal : int
         Parameters at the ranks as asked; larger than `after` where bonds were clipped to what they can use.
-    error : float
-        Relative Frobenius error of the weight.
+    error : float or None
+        Relative Frobenius error of the weight; None where none was approximated.
     seconds : float
         Time to choose the ranks and to fit.
     note : str
@@ -46,7 +46,7 @@ class Row:
     before: int = 0
     after: int = 0
     nominal: int = 0
-    error: float = 0.0
+    error: float | None = 0.0
     seconds: float = 0.0
     note: str = ""
 
@@ -88,7 +88,12 @@ class Report:
         for row in self.rows:
             clipped = f"as asked {row.nominal:,}" if row.nominal > row.after and row.method != "dense" else ""
             cells = [row.name, row.method, "x".join(map(str, row.shape)), " ".join(map(str, row.ranks))]
-            cells += [f"{row.before:,}", f"{row.after:,}", f"{row.error:.4f}", f"{row.seconds:.2f}"]
+            cells += [
+                f"{row.before:,}",
+                f"{row.after:,}",
+                "" if row.error is None else f"{row.error:.4f}",
+                f"{row.seconds:.2f}",
+            ]
             cells.append("; ".join(filter(None, (row.note, clipped))))
             table.add_row(*map(Text, cells))  # names are text, whatever brackets they have
         return table
@@ -131,7 +136,7 @@ class Report:
         sizes.set(xscale="log", xlabel="parameters", yticks=list(places), yticklabels=names)
         sizes.invert_yaxis()
         sizes.legend(loc="lower left", fontsize="small")
-        errors.barh(places, [row.error for row in self.rows], color="tab:orange", height=0.5)
+        errors.barh(places, [row.error or 0 for row in self.rows], color="tab:orange", height=0.5)
         errors.set(xlabel="relative error", xlim=(0, 1))
         figure.savefig(path)
 

@@ -24,7 +24,7 @@ from tnc.settings import current_backend
 from tnc.storage import bfloat16, widen
 from tnc.typing import Array
 
-__all__ = ["Progress", "Rule", "compress_weights", "rules_of"]
+__all__ = ["Progress", "Rule", "assembled", "compress_weights", "matched", "rules_of", "ties"]
 
 Progress = Callable[..., Iterable[Any]]
 """Wraps a sized iterable: ``progress(iterable, total=..., description=...)``."""
@@ -136,7 +136,7 @@ def compress_weights(
     """
     rules, place = rules_of(rules, rank), current_backend(backend)
     aliases, narrow = ties(weights), frozenset(getattr(weights, "narrow", ()))
-    groups = _match(weights, rules, aliases)
+    groups = matched(weights, rules, aliases)
     jobs = [(rule, names) for rule, names in groups if rule.rank.shared] + [
         (rule, [name]) for rule, names in groups if not rule.rank.shared for name in names
     ]
@@ -148,6 +148,16 @@ def compress_weights(
         except Exception as error:
             error.add_note(f"while compressing {', '.join(names)} with {rule.decomposition}@{rule.rank}")
             raise
+    return assembled(weights, done, aliases, narrow)
+
+
+def assembled(
+    weights: Mapping[str, Array],
+    done: Mapping[str, tuple[Factorization | None, Row]],
+    aliases: Mapping[str, str],
+    narrow: frozenset[str] = frozenset(),
+) -> Checkpoint:
+    """The checkpoint of `weights` of which those in `done` are factorized, or kept, as their rows say."""
     entries: dict[str, Any] = {name: x for name, x in weights.items() if name not in aliases}
     entries |= {name: found for name, (found, _) in done.items() if found is not None}
     rows = [done[name][1] for name in weights if name in done]
@@ -175,10 +185,16 @@ def ties(weights: Mapping[str, Array]) -> dict[str, str]:
     return found
 
 
-def _match(
-    weights: Mapping[str, Array], rules: Sequence[Rule], aliases: Mapping[str, str]
+def matched(
+    weights: Mapping[str, Array], rules: Sequence[Rule], aliases: Mapping[str, str], *, values: bool = True
 ) -> list[tuple[Rule, list[str]]]:
-    """Names of every rule that compresses; the first rule that matches a name, or a name tied to it, wins."""
+    """Names of every rule that compresses; the first rule that matches a name, or a name tied to it, wins.
+
+    Parameters
+    ----------
+    values : bool
+        Whether the weights must have finite values to approximate.
+    """
     for rule in rules:
         if not any(fnmatchcase(name, rule.match) for name in weights):
             raise MatchError(f"rule {rule.match!r} matches no weight. Names: {listed(weights, 40)}")
@@ -188,7 +204,7 @@ def _match(
             continue
         called = [name, *(other for other, home in aliases.items() if home == name)]
         hits = [k for k, rule in enumerate(rules) if any(fnmatchcase(n, rule.match) for n in called)]
-        if hits and len(weights[name].shape) >= 2 and _check(name, weights[name], rules[hits[0]]):
+        if hits and len(weights[name].shape) >= 2 and _check(name, weights[name], rules[hits[0]], values):
             groups[hits[0]][1].append(name)
     groups = [(rule, names) for rule, names in groups if rule.decomposition is not None]
     if groups and not any(names for _, names in groups):
@@ -197,12 +213,12 @@ def _match(
     return [(rule, names) for rule, names in groups if names]
 
 
-def _check(name: str, x: Array, rule: Rule) -> bool:
+def _check(name: str, x: Array, rule: Rule, values: bool) -> bool:
     """Whether a matched weight can be factorized; the catch-all passes over integers, anything else is an error."""
     xp = array_namespace(x)
     if rule.decomposition is None or 0 in x.shape:
         return False
-    if str(x.device) == "meta":
+    if values and str(x.device) == "meta":
         raise WeightError(f"{name} is on the meta device and has no values: load the weights before compressing")
     if not xp.isdtype(x.dtype, "real floating"):
         if rule.match == "*" and not xp.isdtype(x.dtype, "complex floating"):
@@ -210,7 +226,7 @@ def _check(name: str, x: Array, rule: Rule) -> bool:
         raise WeightError(
             f"{name} has dtype {x.dtype}: only real floating-point weights can be factorized; leave it out with a rule"
         )
-    if not bool(xp.all(xp.isfinite(x))):
+    if values and not bool(xp.all(xp.isfinite(x))):
         raise WeightError(f"{name} has entries that are NaN or infinite: repair it, or leave it out with a rule")
     return True
 

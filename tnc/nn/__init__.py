@@ -9,6 +9,7 @@ try:
 except ImportError as error:  # pragma: no cover - needs an environment without torch
     raise MissingExtraError("models need PyTorch: pip install 'tncompress[torch]'") from error
 
+from tnc.nn.heal import History, heal
 from tnc.nn.install import compress, install, uninstall
 from tnc.nn.layers import (
     Conv1d,
@@ -21,7 +22,9 @@ from tnc.nn.layers import (
     EmbeddingBag,
     Linear,
 )
+from tnc.nn.optimizer import parameter_groups
 from tnc.nn.saving import load, save
+from tnc.nn.tensorize import tensorize
 
 __all__ = [
     "Conv1d",
@@ -32,10 +35,14 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "EmbeddingBag",
+    "History",
     "Linear",
     "compress",
+    "heal",
     "install",
     "load",
+    "parameter_groups",
     "save",
+    "tensorize",
     "uninstall",
 ]

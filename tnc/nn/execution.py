@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tnc import planner
+from tnc import cost, planner
 from tnc.backends import get
 from tnc.contract import rebuilds, recipe
 from tnc.cost import Device, device, seconds, step
@@ -136,7 +136,7 @@ def convolution(network: Network, shape: Shape, execution: str, rates: Device, t
         positions = min(size, _IMAGE)
         made = planner.conv(network, max(1, size // _IMAGE), positions, rates, training, transposed)
         whole = not made.early and not made.late
-        kept = step(Work(1, shape[target], size, shape[source] * kernel, 0), rates)
+        kept = cost.convolution(1, shape[target], shape[source], kernel, size, rates)
         better = execution == "auto" and not training and kept <= made.seconds
         return None if whole or better else made
 

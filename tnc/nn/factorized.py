@@ -16,11 +16,11 @@ from tnc.fit import random_cores
 from tnc.network import Network
 from tnc.nn.cores import Cores
 from tnc.nn.execution import Schedule, check, constants
-from tnc.ranks import Budget, Fixed, Ratio, policy
+from tnc.ranks import Budget, Fixed, Ratio
 from tnc.typing import Shape
 from tnc.weights import Rule
 
-__all__ = ["Factorized"]
+__all__ = ["Factorized", "deviation", "fresh", "mean_square", "topology"]
 
 
 class Factorized(nn.Module):
@@ -46,11 +46,14 @@ class Factorized(nn.Module):
         device = torch.device(kwargs.pop("device", None) or torch.get_default_device())
         dense = self.base(*args, **kwargs, device="meta")
         self.__dict__.update(dense.__dict__, _dense_form=(self.base, tuple(dense._parameters)))
-        deviation, weight = _deviation(dense), dense.get_parameter("weight")
+        if decomposition is None:
+            raise WeightError("decomposition=None: name one, such as 'mpo', or make the layer of torch.nn")
+        scale, weight = deviation(dense), dense.get_parameter("weight")
         del self._parameters["weight"]
-        factorization = _from_scratch(weight, decomposition, rank, deviation, device)
+        network = topology(tuple(weight.shape), Rule("*", decomposition, rank))
+        factorization = fresh(network, tuple(weight.shape), scale, weight.dtype, device)
         if (bias := self._parameters.get("bias")) is not None:
-            bound = math.sqrt(3) * deviation
+            bound = math.sqrt(3) * scale
             self.bias = nn.Parameter(torch.empty_like(bias, device=device).uniform_(-bound, bound))
         zeros = torch.zeros(weight.shape[1:], dtype=weight.dtype, device=device)
         pinned = None if self.kept_row is None else (self.kept_row, zeros)
@@ -96,30 +99,39 @@ class Factorized(nn.Module):
         """Nothing: the cores are initialized when the layer is made."""
 
 
-def _from_scratch(
-    weight: Tensor, decomposition: Any, rank: Any, deviation: float, device: torch.device
-) -> Factorization:
-    """Random cores whose rebuilt entries are as large, in the mean square, as a dense layer would start with."""
-    if decomposition is None:
-        raise WeightError("decomposition=None: name one, such as 'mpo', or make the layer of torch.nn")
-    made, wanted = Rule("*", decomposition, rank).decomposition, policy(rank)
-    shape = tuple(weight.shape)
-    if isinstance(wanted, Fixed):
-        network = made.network(shape, wanted.rank).clipped()
-    elif isinstance(wanted, Ratio | Budget):
-        network = Ratio(wanted.ratio).even(shape, made)
-    else:
-        raise RankError(f"{wanted} needs a weight to approximate; a new layer takes a rank or a ratio")
+def topology(shape: Shape, rule: Rule, *, clip: bool = True) -> Network:
+    """The network of a weight of which only the shape is known.
+
+    Parameters
+    ----------
+    clip : bool
+        Whether a stated rank is cut to what each bond can use.
+
+    Raises
+    ------
+    RankError
+        The rank is a promise about the error, or no rank keeps the ratio.
+    """
+    if isinstance(rule.rank, Fixed):
+        network = rule.decomposition.network(shape, rule.rank.rank)
+        return network.clipped() if clip else network
+    if isinstance(rule.rank, Ratio | Budget):
+        return Ratio(rule.rank.ratio).even(shape, rule.decomposition)
+    raise RankError(f"{rule.rank} needs a weight to approximate; a new layer takes a rank or a ratio")
+
+
+def fresh(network: Network, shape: Shape, deviation: float, dtype: torch.dtype, device: torch.device) -> Factorization:
+    """Random cores whose rebuilt entries have `deviation` as the root of their mean square."""
     seed = int(torch.randint(2**31, (), device="cpu").item())  # follows torch.manual_seed
     cores = random_cores(torch.empty(0, device=device), network, seed)
     if device.type != "meta":  # few cores deviate from their expectation: measure
         own = len(network.operands) - (network.feed is not None)
-        scale = (deviation / math.sqrt(_mean_square(network, cores, shape))) ** (1 / own)
+        scale = (deviation / math.sqrt(mean_square(network, cores, shape))) ** (1 / own)
         cores = [*cores[:-own], *(scale * core for core in cores[-own:])]
-    return Factorization(network, [core.to(weight.dtype) for core in cores], shape)
+    return Factorization(network, [core.to(dtype) for core in cores], shape)
 
 
-def _mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
+def mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
     """Mean square of the rebuilt entries: the network contracted with itself, so that only a feed is rebuilt."""
     if network.feed is not None:
         return float(contract.dense(network, cores, shape).square().mean())
@@ -127,8 +139,8 @@ def _mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
     return float(contract.contract([*network.operands, *twins], (), [*cores, *cores])) / math.prod(network.shape)
 
 
-def _deviation(layer: nn.Module) -> float:
-    """Standard deviation of torch's own initialization."""
+def deviation(layer: nn.Module) -> float:
+    """Standard deviation of torch's own initialization, of a linear map, a convolution or an embedding."""
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return 1.0
     return 1 / math.sqrt(3 * math.prod(layer.weight.shape[1:]))

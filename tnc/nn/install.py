@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,7 +28,7 @@ from tnc.nn.sites import (
 from tnc.report import Report
 from tnc.weights import Progress, Rule, compress_weights, rules_of
 
-__all__ = ["compress", "install", "uninstall"]
+__all__ = ["compress", "install", "replaced", "uninstall"]
 
 
 def compress(
@@ -72,13 +72,28 @@ def compress(
         A matched parameter is integer, complex, not finite, on the meta device, not initialized yet, computed by
         a parametrization, or also held outside the module's parameters, where a replacement would go unnoticed.
     """
+
+    def fitted(weights: Mapping[str, torch.Tensor], rules: list[Rule]) -> Checkpoint:
+        return compress_weights(weights, rules, backend=backend, seed=seed, progress=progress)
+
+    return replaced(model, rules_of(rules, rank), execution, fitted)
+
+
+def replaced(
+    model: nn.Module,
+    rules: list[Rule],
+    execution: str,
+    made: Callable[[Mapping[str, torch.Tensor], list[Rule]], Checkpoint],
+) -> nn.Module:
+    """Put what `made` makes of a model's weights and the rules in their place; the model is the same after an error."""
     check(execution)
     dense = _initialized(model)
-    rules = _refuse_computed(model, rules_of(rules, rank))
-    weights = {name: parameter.detach() for name, parameter in dense.items()}
+    rules = _refuse_computed(model, rules)
+    plain = {id(parameter): parameter.detach() for parameter in dense.values()}  # tied ones are one object still
+    weights = {name: plain[id(parameter)] for name, parameter in dense.items()}
     held = [name for name, *_ in factorizations(model)]
     try:
-        checkpoint = compress_weights(weights, rules, backend=backend, seed=seed, progress=progress)
+        checkpoint = made(weights, rules)
     except MatchError as error:
         again = f" Factorized already: {listed(held)}; tnc.nn.uninstall(model) makes them dense again." if held else ""
         raise MatchError(f"{error}{again}") from error

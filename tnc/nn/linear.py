@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import array_api_compat.torch as xp
 from torch import Tensor, nn
@@ -12,8 +11,7 @@ from tnc import contract
 from tnc.cost import Device
 from tnc.nn import execution
 from tnc.nn.factorized import Factorized
-from tnc.nn.recompute import recomputed, tracked
-from tnc.plans import Plan
+from tnc.nn.recompute import contracted, tracked
 
 __all__ = ["Linear"]
 
@@ -33,8 +31,5 @@ class Linear(Factorized, nn.Linear):
         made = self.schedule.plan(size, tracked(input, *cores))
         if made is None:
             return nn.functional.linear(input, self.weight, self.bias)
-        output = recomputed(partial(self._through, made), input, *cores)
+        output = contract.apply(self.cores.network, cores, input, self.cores.shape, xp=xp, made=made, run=contracted)
         return output if self.bias is None else output + self.bias.to(output.dtype)  # autocast: the product's
-
-    def _through(self, made: Plan, input: Tensor, *cores: Tensor) -> Tensor:
-        return contract.apply(self.cores.network, cores, input, self.cores.shape, xp=xp, made=made)

@@ -128,7 +128,7 @@ def attach(
         module.__class__ = _merged(made, type(module))  # type: ignore[arg-type]
         del module._parameters[name]
         assert isinstance(module, Factorized)
-        pinned = None if module.kept_row is None else (module.kept_row, dense.detach()[module.kept_row])
+        pinned = None if module.kept_row is None else (module.kept_row, _row(dense, module.kept_row, tied[0]))
         module.adopt(Cores(placed, pinned=pinned), execution)
     return tied
 
@@ -142,9 +142,16 @@ def _merged(made: Any, kind: Any) -> Any:
 def _tensor(core: Any, like: Tensor) -> Tensor:
     from tnc.backends import get, move
 
+    place = core.device if like.is_meta else like.device  # a weight that does not exist has no place to move to
     # In row-major order, as it comes back from a file: the same order of sums, the same outputs to the last bit.
-    there = move(core, get(f"torch:{like.device}")).detach()
+    there = move(core, get(f"torch:{place}")).detach()
     return there.to(like.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _row(dense: Tensor, k: int, core: Tensor) -> Tensor:
+    """Row `k` of a weight; of one that does not exist, zeros, as torch pads."""
+    row = dense.detach()[k]
+    return torch.zeros_like(row, device=core.device) if row.is_meta else row
 
 
 def _parametrize(module: nn.Module, name: str, factorization: Factorization, execution: str) -> None:

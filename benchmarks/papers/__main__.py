@@ -1,0 +1,5 @@
+"""``python -m benchmarks.papers mpo|adtn|stp``."""
+
+from benchmarks.papers.cli import main
+
+main()

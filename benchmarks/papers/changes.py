@@ -1,0 +1,201 @@
+"""What becomes of the large layers of a network: tensor networks, truncated SVDs, or fewer units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+import tnc
+
+__all__ = [
+    "Format",
+    "Layers",
+    "chained",
+    "compressed",
+    "count",
+    "find",
+    "narrowed",
+    "rules",
+    "saving",
+    "svd",
+    "tensorized",
+    "weights_of",
+]
+
+
+class Format(NamedTuple):
+    """How one weight is written: a decomposition with its fields, and its rank.
+
+    The papers count every bond at its nominal size, also where a core at the end cannot use all of it: `clip` is off
+    where a published count is to be reproduced.
+    """
+
+    decomposition: str
+    rank: int
+    clip: bool = False
+
+    def network(self, shape: Iterable[int]) -> tnc.Network:
+        """The network of a weight of this shape."""
+        made = tnc.decompositions.parse(self.decomposition).network(tuple(shape), self.rank)
+        return made.clipped() if self.clip else made
+
+
+Layers = Mapping[str, Format]
+"""Formats by the names of parameters."""
+
+
+def find(model: nn.Module, shape: tuple[int, ...], last: int | None = None) -> list[str]:
+    """Names of the weights of this shape, in the model's order; only the last ones where `last` is given.
+
+    Raises
+    ------
+    LookupError
+        There is none, or fewer than `last`.
+    """
+    names = [name for name, weight in model.named_parameters() if tuple(weight.shape) == shape]
+    if len(names) < (last or 1):
+        known = sorted({tuple(weight.shape) for weight in model.parameters() if weight.ndim > 1})
+        raise LookupError(f"{last or 1} weights of shape {shape} are needed, the model has {len(names)}: {known}")
+    return names[-last:] if last else names
+
+
+def rules(layers: Layers) -> list[tnc.Rule]:
+    """The same as rules for `tnc.compress` and `tnc.nn.tensorize`."""
+    return [tnc.Rule(name, made.decomposition, made.rank) for name, made in layers.items()]
+
+
+def tensorized(model: nn.Module, layers: Layers) -> nn.Module:
+    """Fresh cores in place of the weights, as large in the mean square as the weights were made."""
+    clip = {made.clip for made in layers.values()}
+    if len(clip) != 1:
+        raise ValueError("all layers are clipped, or none is")
+    return tnc.nn.tensorize(model, rules(layers), clip=clip.pop())
+
+
+def compressed(model: nn.Module, layers: Layers) -> nn.Module:
+    """Cores fitted to the weights; their bonds are clipped."""
+    return tnc.compress(model, rules(layers))
+
+
+def saving(model: nn.Module, layers: Layers) -> dict[str, Format]:
+    """The layers whose format has fewer parameters than the weight: the others stay dense."""
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    return {name: made for name, made in layers.items() if made.network(shapes[name]).n_params < prod(shapes[name])}
+
+
+def count(model: nn.Module, layers: Layers = {}) -> tuple[int, int]:  # noqa: B006 - never written to
+    """Parameters of the named layers once they have these formats, and of the whole network then.
+
+    Shapes suffice: a model on the meta device will do.
+    """
+    weights = dict(model.named_parameters())
+    replaced = sum(made.network(weights[name].shape).n_params for name, made in layers.items())
+    dense = sum(weights[name].numel() for name in layers)
+    return replaced, sum(weight.numel() for weight in weights.values()) - dense + replaced
+
+
+# ------------------------------------------------------------------------------------------------- controls
+
+
+def svd(model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Format]:
+    """Truncated SVDs with at most as many parameters as all `sizes` together, and rank 1 where that is too few.
+
+    Ranks grow by one in turn, the largest layer first, while the next one fits and saves anything.
+    """
+    shapes = {name: tuple(model.get_parameter(name).shape) for name in sorted(sizes, key=sizes.__getitem__)[::-1]}
+    cost = {name: shape[0] + prod(shape[1:]) for name, shape in shapes.items()}
+    ranks, left = dict.fromkeys(shapes, 1), sum(sizes.values()) - sum(cost.values())
+    grown = True
+    while grown:
+        grown = False
+        for name, shape in shapes.items():
+            if cost[name] <= left and (ranks[name] + 1) * cost[name] < prod(shape):
+                ranks[name], left, grown = ranks[name] + 1, left - cost[name], True
+    return {name: Format("svd", ranks[name], clip=True) for name in sizes}
+
+
+def narrowed(model: nn.Module, sizes: Mapping[str, int]) -> nn.Module:
+    """Fewer units instead of factorized weights, freshly initialized; in place.
+
+    Linear layers that feed each other get hidden layers of one common fraction of their units, the largest at which
+    their weights have at most as many parameters as all `sizes` together (and one unit at least). A layer on its own
+    becomes two, with a narrow one between.
+    """
+    for chain in _chains(model, list(sizes)):
+        allowed = sum(sizes[name] for name in chain)
+        layers = [model.get_submodule(name.removesuffix(".weight")) for name in chain]
+        if len(chain) == 1:
+            _put(model, chain[0], _bottleneck(layers[0], allowed))
+            continue
+        widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
+        widths = _fitting(widths, allowed)
+        for name, layer, fan_in, fan_out in zip(chain, layers, widths, widths[1:], strict=False):
+            _put(model, name, nn.Linear(fan_in, fan_out, layer.bias is not None, device=layer.weight.device))
+    return model
+
+
+def _fitting(widths: list[int], allowed: int) -> list[int]:
+    """The widths with all but the first and the last scaled by one factor."""
+
+    def scaled(largest: int) -> list[int]:
+        share = largest / max(widths[1:-1])
+        return [widths[0], *(max(1, round(share * width)) for width in widths[1:-1]), widths[-1]]
+
+    def size(largest: int) -> int:
+        made = scaled(largest)
+        return sum(a * b for a, b in pairwise(made))
+
+    return scaled(max([n for n in range(1, max(widths[1:-1]) + 1) if size(n) <= allowed], default=1))
+
+
+def _bottleneck(layer: nn.Module, allowed: int) -> nn.Sequential:
+    """Two layers for one: the first keeps kernel and stride, the second the bias."""
+    weight, bias = layer.weight, layer.bias is not None
+    units = max(1, allowed // (weight.shape[0] + weight[0].numel()))
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, units, bias=False, device=weight.device)
+        return nn.Sequential(first, nn.Linear(units, layer.out_features, bias, device=weight.device))
+    where = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+    first = nn.Conv2d(layer.in_channels, units, layer.kernel_size, bias=False, device=weight.device, **where)
+    return nn.Sequential(first, nn.Conv2d(units, layer.out_channels, 1, bias=bias, device=weight.device))
+
+
+def _chains(model: nn.Module, names: list[str]) -> list[list[str]]:
+    """The names in runs of linear layers between which nothing else has parameters."""
+    chains: list[list[str]] = []
+    order = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
+    place = {path: k for k, path in enumerate(order)}
+    paths = sorted((name.rpartition(".")[0] for name in names), key=place.__getitem__)
+    for path in paths:
+        layer = model.get_submodule(path)
+        before = chains[-1][-1] if chains else None
+        joined = before is not None and place[before] + 1 == place[path] and isinstance(layer, nn.Linear)
+        if joined and getattr(model.get_submodule(before), "out_features", None) == layer.in_features:
+            chains[-1].append(path)
+        else:
+            chains.append([path])
+    return [[f"{path}.weight" for path in chain] for chain in chains]
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    path, _, leaf = name.removesuffix(".weight").rpartition(".")
+    reference = model.get_parameter(name)
+    setattr(model.get_submodule(path), leaf, layer.to(device=reference.device, dtype=reference.dtype))
+
+
+def chained(model: nn.Module, names: Iterable[str]) -> bool:
+    """Whether some of these layers feed each other, so that they can have fewer units."""
+    return any(len(chain) > 1 for chain in _chains(model, list(names)))
+
+
+def weights_of(model: nn.Module, names: Iterable[str]) -> int:
+    """Parameters, but for biases, of the modules that hold these weights or what stands in their place."""
+    with torch.no_grad():
+        modules = [model.get_submodule(name.removesuffix(".weight")) for name in names]
+    held = (pair for module in modules for pair in module.named_parameters())
+    return sum(weight.numel() for name, weight in held if name.rpartition(".")[2] != "bias")

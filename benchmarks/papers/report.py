@@ -1,0 +1,176 @@
+"""Rows to JSON, a page of tables and plots; rows of an earlier run stay until they are run again."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks.papers.study import Row
+
+__all__ = ["mean_and_deviation", "merge", "page", "plot", "read", "write"]
+
+HEADS = (
+    *("method", "parameters of the replaced layers", "published", "ratio", "of the network", "ratio"),
+    *("accuracy, %", "published, %", "seconds"),
+)
+
+
+def key(row: Row) -> tuple[str, str, str]:
+    """What a row is about."""
+    return row["net"], row["data"], row["method"]
+
+
+def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> list[Row]:
+    """The rows of `counted`, in that order, each with its runs: new ones, else those held.
+
+    What a method is now (parameters, published figures) is taken from `counted`; a run whose row has other parameters
+    now was of something else and is dropped, as are rows that are no longer counted.
+    """
+    runs = {key(row): row for row in (*held, *new) if row["runs"]}
+    merged = []
+    for row in counted:
+        run = runs.get(key(row), row)
+        same = (run["replaced"], run["whole"]) == (row["replaced"], row["whole"])
+        merged.append({**run, **row, "runs": run["runs"]} if same else row)
+    return merged
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of an earlier run, if there was one."""
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """The rows as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------- tables
+
+
+def mean_and_deviation(runs: Sequence[Row]) -> str:
+    """``98.41 ± 0.05 (3)``: mean, sample deviation and number of seeds, in per cent; or that there was no run."""
+    if not runs:
+        return "not run"
+    values = [100 * run["accuracy"] for run in runs]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def cells(row: Row) -> list[str]:
+    """One line of a table."""
+    published, runs = row["published"], row["runs"]
+    replaced = f"{row['replaced']:,}"
+    return [
+        row["method"],
+        replaced,
+        _published(published.get("parameters")),
+        _ratio(row["replaced"], row["dense_replaced"]),
+        f"{row['whole']:,}",
+        _factor(row),
+        mean_and_deviation(runs),
+        _published(published.get("accuracy")),
+        f"{statistics.fmean(run['seconds'] for run in runs):.0f}" if runs else "",
+    ]
+
+
+def _published(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part / whole:.2g}" if part != whole else "1"
+
+
+def _factor(row: Row) -> str:
+    stated = row["published"].get("factor")
+    return f"{row['dense_whole'] / row['whole']:.3g}×" + (f" (published {stated})" if stated else "")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table, one line per row."""
+    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Schedule, machine, versions and date of what was run; rows that were run alike share a sentence."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        if row["runs"]:
+            said.setdefault(_schedule(row), []).append(row["method"])
+    if not said:
+        return "Nothing of this table has been run."
+    everything = len(said) == 1 and all(row["runs"] for row in rows)
+    lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
+    rates = [f"{row['method']} {row['rate']:g}" for row in rows if row["runs"] and "chosen" in row["schedule"]]
+    return "\n".join([*lines, f"* Rates chosen: {', '.join(rates)}."] if rates else lines)
+
+
+def _schedule(row: Row) -> str:
+    untrained = all(run["steps"] == 0 for run in row["runs"])
+    if untrained:
+        how = "scored as it was given, not trained here"
+    else:
+        how = row["schedule"]
+        taken = min(run["steps"] for run in row["runs"])
+        if taken < row["full_steps"]:
+            share = taken / row["full_steps"]
+            how += f"; **shortened schedule**: {taken:,} of {row['full_steps']:,} steps ({share:.0%})"
+            how += f", budget {row['budget_minutes']} minutes" if row["budget_minutes"] else ""
+    versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
+    return f"{how}. {row['date']}, {row['machine']}, {versions}."
+
+
+def page(
+    title: str, intro: str, rows: Sequence[Row], notes: dict[tuple[str, str], str], plots: Path, prefix: str
+) -> str:
+    """The whole page; a plot stands where the folder `plots` holds ``prefix-net-data.svg``."""
+    parts = [f"# {title}", intro]
+    for (net, data), group in groupby(rows, key=lambda row: (row["net"], row["data"])):
+        section = list(group)
+        parts += [f"## {net} on {data}", notes.get((net, data), ""), table(section), provenance(section)]
+        parts += [f"* {row['method']}: {row['note']}" for row in section if row["note"]]
+        if (plots / (name := f"{prefix}-{plot_name(net, data)}")).is_file():
+            parts.append(f"![Accuracy against the parameters of the replaced layers]({name})")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------- plots
+
+
+def plot_name(net: str, data: str) -> str:
+    """File of a section's plot."""
+    return f"{net}-{data}.svg"
+
+
+def plot(rows: Sequence[Row], path: Path) -> bool:
+    """Accuracy against the parameters of the replaced layers; nothing where fewer than two rows were run."""
+    run = [row for row in rows if row["runs"]]
+    if len(run) < 2:
+        path.unlink(missing_ok=True)
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "tnc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+        for kind, marker, colour in (("dense", "s", "black"), ("paper", "o", "C0"), ("control", "x", "C1")):
+            for row in (row for row in run if row["kind"] == kind):
+                values = [100 * one["accuracy"] for one in row["runs"]]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                point = max(row["replaced"], 1), statistics.fmean(values)
+                axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, capsize=3)
+                axes.annotate(row["method"], point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", xlabel="parameters of the replaced layers", ylabel="test accuracy, %")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+    return True

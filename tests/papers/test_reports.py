@@ -1,0 +1,224 @@
+"""The papers' commands end to end on small synthetic data, and the pages they write."""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from benchmarks.papers import adtn, cli, mpo, report, stp  # noqa: E402 - after the check that torch is here
+from benchmarks.papers.study import Method, Study, counted  # noqa: E402
+from benchmarks.papers.train import Recipe, split  # noqa: E402
+from tnc.data import Images  # noqa: E402
+
+
+def images(size, channels=(), n=60, classes=10):
+    """Noise around one pattern per class, which anything can learn."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(0, 200, (classes, size, size, *channels))
+
+    def drawn(count):
+        labels = np.arange(count) % classes
+        return (patterns[labels] + rng.integers(0, 56, (count, size, size, *channels))).astype(np.uint8), labels
+
+    (x, y), (test_x, test_y) = drawn(n), drawn(n // 2)
+    return Images(x, y.astype(np.uint8), test_x, test_y.astype(np.uint8))
+
+
+def small(study, data, *, epochs=2, seeds=2):
+    recipe = Recipe(epochs=epochs, batch=18, rates=(3e-3,), taught=study.recipe.taught)
+    return replace(study, load=lambda deadline: data, recipe=recipe, seeds=seeds)
+
+
+def of(paper, studies):
+    """A paper that has only these studies."""
+    texts = {name: getattr(paper, name) for name in ("TITLE", "INTRO", "alternatives") if hasattr(paper, name)}
+    return SimpleNamespace(**texts, studies=lambda: studies)
+
+
+def run(paper, name, studies, out, minutes=float("inf"), nets=()):
+    cli.run(of(paper, studies), name, studies, cli.chosen(studies, nets, ()), minutes, out)
+    return json.loads((out / f"{name}.json").read_text())["rows"], (out / f"{name}.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return split(images(28))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return split(images(32, (3,)), mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+def by_method(rows):
+    return {row["method"]: row for row in rows}
+
+
+def learned(row, least=0.5):
+    return min(run["accuracy"] for run in row["runs"]) >= least
+
+
+# ---------------------------------------------------------------------------------------------- end to end
+
+
+def test_mpo_trains_every_row_and_keeps_the_rows_it_does_not_run(tmp_path, digits):
+    fc2, lenet5 = (small(study, digits, epochs=12) for study in mpo.studies()[:2])
+    rows, text = run(mpo, "mpo", [fc2, lenet5], tmp_path, nets=["fc2"])
+
+    ours = [row for row in rows if row["net"] == "fc2"]
+    assert [row["method"] for row in ours] == [method.name for method in fc2.methods]
+    assert all([one["seed"] for one in row["runs"]] == [0, 1] for row in ours)
+    assert learned(by_method(ours)["dense"], 0.9) and learned(by_method(ours)["mpo D=8"], 0.9)
+    assert all(row["steps"] == row["full_steps"] == 36 and row["schedule"] == str(fc2.recipe) for row in ours)
+    assert {"date", "machine", "versions", "budget_minutes"} <= ours[0].keys()
+    assert "shortened" not in text and text.count("| not run |") == 4  # the four rows of LeNet-5
+    assert (tmp_path / "mpo-fc2-mnist.svg").is_file() and not (tmp_path / "mpo-lenet5-mnist.svg").exists()
+
+    rows, text = run(mpo, "mpo", [fc2, lenet5], tmp_path, nets=["lenet5"])
+    assert [row["runs"] for row in rows if row["net"] == "fc2"] == [row["runs"] for row in ours]
+    assert all(row["runs"] for row in rows) and "not run" not in text
+
+
+def test_adtn_trains_in_two_stages_and_leaves_frozen_gates_alone(tmp_path, digits):
+    study = small(adtn.studies()[1], digits, epochs=12, seeds=1)
+    study = replace(
+        study, methods=[method for method in study.methods if "M=1" in method.name or method.kind == "dense"]
+    )
+    rows, _ = run(adtn, "adtn", [study], tmp_path)
+
+    assert all(len(row["runs"]) == 1 for row in rows) and learned(by_method(rows)["dense"], 0.9)
+    frozen = by_method([vars(method) | {"method": method.name} for method in study.methods])["adtn M=1, frozen"]
+    torch.manual_seed(0)
+    model = Method(**{key: value for key, value in frozen.items() if key != "method"}).made(None)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["fc1.bias", "fc2.bias"]
+
+
+@pytest.mark.slow
+def test_stp_heals_what_it_compressed_under_the_dense_network(tmp_path, photos):
+    torch.manual_seed(0)
+    dense = mpo.build("resnet20").eval()
+    chosen = {"tt": "3×", "stt": "9×"}
+    study = stp.study("resnet20", partial(_same, dense), _two_layers, chosen, "stt", rank=14, given=True)
+    rows, text = run(stp, "stp", [small(study, photos, epochs=1, seeds=1)], tmp_path)
+
+    assert [row["method"].split()[0] for row in rows] == ["dense", "tt", "stt", "tucker", "sttu", "svd", "narrow"]
+    assert [row["runs"][0]["steps"] for row in rows] == [0, 3, 3, 3, 3, 3, 3]
+    assert "* dense: scored as it was given, not trained here" in text
+    assert "(published 9×)" in text and "Compression factors of other tensorisations" in text
+
+
+def _two_layers(model):
+    """All four methods for the last two convolutions alone: every layer more is a fit more."""
+    return {name: dict(list(layers.items())[-2:]) for name, layers in stp.resnet_layers(model).items()}
+
+
+def _same(model):
+    """The network given; its shapes alone on the meta device."""
+    return mpo.build("resnet20") if torch.get_default_device().type == "meta" else model
+
+
+# -------------------------------------------------------------------------------------------------- budget
+
+
+def test_a_budget_shortens_the_schedule_of_all_rows_alike_and_says_so(tmp_path, digits):
+    study = small(mpo.studies()[0], digits, epochs=10**6, seeds=1)
+    study = replace(study, methods=study.methods[:2])
+    rows, text = run(mpo, "mpo", [study], tmp_path, minutes=0.05)
+
+    taken = {run["steps"] for row in rows for run in row["runs"]}
+    assert len(taken) == 1 and 3 <= taken.pop() < rows[0]["full_steps"]
+    assert "**shortened schedule**" in text and "of 3,000,000 steps" in text
+    assert sum(run["seconds"] for row in rows for run in row["runs"]) <= 3.5
+
+
+def test_without_time_for_an_epoch_nothing_is_run(tmp_path, digits):
+    rows, text = run(mpo, "mpo", [small(mpo.studies()[0], digits)], tmp_path, minutes=1e-4)
+    assert all(row["runs"] == [] for row in rows)
+    assert text.count("| not run |") == len(rows) and "Nothing of this table has been run." in text
+
+
+def test_what_is_not_there_is_said(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["mpo", "--net", "vgg99"])
+    assert "no network vgg99 in this paper; there are fc2, lenet5, vgg16" in capsys.readouterr().err
+    with pytest.raises(LookupError, match="no study of fc2 on cifar10; there are fc2 on mnist"):
+        cli.chosen(mpo.studies(), ["fc2"], ["cifar10"])
+
+
+# ------------------------------------------------------------------------------------------------ rendering
+
+
+def row(method="dense", runs=(), **changed):
+    sizes = {"replaced": 100, "whole": 200, "dense_replaced": 1000, "dense_whole": 1100}
+    about = {"net": "fc2", "data": "mnist", "method": method, "kind": "paper", "published": {}, "note": ""}
+    return about | sizes | {"runs": list(runs)} | changed
+
+
+def ran(*accuracies, steps=10):
+    return [{"seed": k, "accuracy": a, "steps": steps, "seconds": 2.0} for k, a in enumerate(accuracies)]
+
+
+def test_a_line_has_mean_deviation_and_number_of_seeds():
+    done = row("mpo", ran(0.97, 0.98, 0.99), published={"parameters": 1760, "accuracy": "98.5", "factor": "9×"})
+    assert report.table([done]).splitlines()[-1] == (
+        "| mpo | 100 | 1,760 | 0.1 | 200 | 5.5× (published 9×) | 98.00 ± 1.00 (3) | 98.5 | 2 |"
+    )
+    assert report.mean_and_deviation(ran(0.5)) == "50.00 (1)"
+    assert report.table([row()]).splitlines()[-1] == "| dense | 100 |  | 0.1 | 200 | 5.5× | not run |  |  |"
+
+
+def test_rows_that_were_run_alike_share_a_line():
+    how = {"schedule": "AdamW", "full_steps": 20, "budget_minutes": 5.0, "date": "2026-01-02", "machine": "m"}
+    how |= {"versions": {"torch": "2"}}
+    how |= {"rate": 0.01}
+    rows = [row("a", ran(0.9), **how), row("b", ran(0.8), **how), row("c", ran(0.7, steps=20), **how), row("d")]
+    assert report.provenance(rows).splitlines() == [
+        "* a, b: AdamW; **shortened schedule**: 10 of 20 steps (50%), budget 5.0 minutes. 2026-01-02, m, torch 2.",
+        "* c: AdamW. 2026-01-02, m, torch 2.",
+    ]
+
+
+def test_the_rate_that_validation_chose_is_stated(tmp_path, digits):
+    study = small(mpo.studies()[0], digits, epochs=10, seeds=1)
+    study = replace(study, methods=study.methods[:2], recipe=replace(study.recipe, rates=(1e-7, 1e-2)))
+    rows, text = run(mpo, "mpo", [study], tmp_path)
+    assert [row["rate"] for row in rows] == [0.01, 0.01]  # the other one cannot learn anything
+    assert "* Rates chosen: dense 0.01, mpo D=4 0.01." in text and "rate 1e-07 or 0.01 (chosen on validation" in text
+
+
+def test_a_run_stays_until_it_is_run_again_or_its_row_is_another():
+    counts = [row("a"), row("b"), row("c", replaced=7)]
+    held = [row("a", ran(0.1), date="old"), row("c", ran(0.3)), row("gone", ran(0.4))]
+    merged = report.merge(held, counts, [row("b", ran(0.2), date="new")])
+    assert [(one["method"], one.get("date"), len(one["runs"])) for one in merged] == [
+        ("a", "old", 1),
+        ("b", "new", 1),
+        ("c", None, 0),
+    ]
+    again = report.merge(merged, counts, [row("a", ran(0.5, 0.6), date="now")])
+    assert again[0]["runs"] == ran(0.5, 0.6) and again[1] == merged[1]
+
+
+def test_no_page_in_the_docs_has_a_number_without_a_run():
+    for name in cli.PAPERS:
+        held = report.read(cli.DOCS / f"{name}.json")
+        text = (cli.DOCS / f"{name}.md").read_text(encoding="utf-8")
+        lines = re.findall(r"^\| .* \|$", text, flags=re.MULTILINE)
+        for one in held:
+            assert report.table([one]).splitlines()[-1] in lines
+            assert one["runs"] or "date" not in one
+
+
+def test_every_study_has_a_dense_row_first_and_two_controls():
+    for paper in (mpo, adtn, stp):
+        for study in paper.studies():
+            kinds = [method.kind for method in study.methods]
+            assert kinds[0] == "dense" and kinds.count("dense") == 1, study.net
+            assert isinstance(study, Study) and len(counted(study)) == len(kinds)
+            assert any(method.name.startswith("svd") for method in study.methods)

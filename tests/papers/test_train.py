@@ -1,0 +1,87 @@
+"""Batches, splits and cached features."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402 - after the check that torch is here
+
+from benchmarks.papers.features import features, trunk  # noqa: E402
+from benchmarks.papers.train import Batches, Recipe, accuracy, fit, split  # noqa: E402
+from tnc.data import Images  # noqa: E402
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8), np.arange(20, dtype=np.uint8) % 5
+    return split(Images(x, y, x[:6].copy(), y[:6]), held_out=0.2)
+
+
+def test_the_last_training_images_are_held_out_and_do_not_move_the_moments(data):
+    assert [len(part.y) for part in data[:3]] == [16, 4, 6]
+    seen = data.prepared(data.train.x)
+    assert seen.shape == (16, 3, 8, 8)
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    given = split(Images(*_arrays(data)), mean=(0.0,) * 3, std=(1.0,) * 3)
+    torch.testing.assert_close(given.prepared(given.train.x), given.train.x / 255.0)
+
+
+def _arrays(data):
+    for part in (data.train, data.test):
+        yield part.x.permute(0, 2, 3, 1).numpy()
+        yield part.y.numpy().astype(np.uint8)
+
+
+def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed(data):
+    def orders(seed):
+        batches = Batches(data, data.train, batch=4, steps=8, seed=seed)
+        flat = torch.cat([x for x, _ in batches]).flatten(1).sum(1)
+        return flat[:16], flat[16:]
+
+    first, second = orders(0)
+    assert torch.equal(first.sort().values, second.sort().values) and not torch.equal(first, second)
+    assert torch.equal(orders(0)[1], second) and not torch.equal(orders(1)[0], first)
+
+
+def test_augmented_images_are_shifted_by_at_most_four_pixels_and_flipped_or_not(data):
+    plain = data.prepared(data.train.x)
+    batches = Batches(data, data.train, batch=16, steps=1, seed=3, augmented=True, shuffled=False)
+    ((made, _),) = batches
+    wide = nn.functional.pad(plain, [4] * 4)
+    crops = [[side[:, :, a : a + 8, b : b + 8] for a in range(9) for b in range(9)] for side in (wide, wide.flip(3))]
+    flips = [any(torch.equal(crop[k], made[k]) for crop in crops[1]) for k in range(16)]
+    stays = [any(torch.equal(crop[k], made[k]) for crop in crops[0]) for k in range(16)]
+    assert all(a or b for a, b in zip(flips, stays, strict=True)) and any(flips) and any(stays)
+
+
+def test_training_stops_at_the_deadline_and_counts_what_it_took(data):
+    model, recipe = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Recipe(epochs=1, batch=4, rates=(1e-2,))
+    assert fit(model, Batches(data, data.train, batch=4, steps=30), recipe, 1e-2) == 30
+    assert accuracy(model, data, data.train) == 1.0
+    assert fit(model, Batches(data, data.train, batch=4, steps=30, deadline=time.perf_counter()), recipe, 1e-2) == 1
+
+
+def test_features_are_computed_once_and_augmented_copies_stop_at_the_deadline(data, tmp_path):
+    calls = []
+
+    def made():
+        calls.append(1)
+        torch.manual_seed(0)
+        head = nn.Linear(4, 2)
+        return trunk(nn.ModuleDict({"features": nn.Conv2d(3, 4, 8), "classifier": head}))
+
+    late = features(data, made, tmp_path, copies=3, deadline=0.0)
+    assert late.train.x.shape == (16, 4) and late.test.x.shape == (6, 4) and len(calls) == 1
+    full = features(data, made, tmp_path, copies=3, deadline=math.inf)
+    assert full.train.x.shape == (48, 4) and torch.equal(full.train.y, data.train.y.repeat(3))
+    assert torch.equal(full.train.x[:16], late.train.x) and not torch.allclose(full.train.x[16:32], late.train.x)
+    again = features(data, made, tmp_path, copies=3, deadline=0.0)
+    assert torch.equal(again.train.x, full.train.x) and len(calls) == 2
+    expected = made()(data.prepared(data.test.x)).flatten(1)
+    torch.testing.assert_close(again.test.x, expected.detach())
