@@ -76,7 +76,7 @@ format: $(VENV)/.dev ## let ruff rewrite what it can
 
 constraints: ## pin the newest compatible versions anew (torch stays where this line says)
 	$(PYTHON) -m venv --clear $(VENV)-fresh
-	$(VENV)-fresh/bin/pip install --quiet hatchling editables 'torch==2.13.0' '.[dev]'
+	$(VENV)-fresh/bin/pip install --quiet hatchling editables 'torch==2.13.0' 'soupsieve<3' '.[dev]'
 	{ sed -n '/^#/p; /^cupy/p' constraints.txt; \
 	  $(VENV)-fresh/bin/pip freeze --exclude tncompress | sed 's/+cpu//; s/+cu[0-9]*//'; } > constraints.new
 	mv constraints.new constraints.txt
