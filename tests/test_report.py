@@ -39,6 +39,14 @@ def test_the_table_says_everything():
     assert repr(Report(ROWS)) == "<Report: 3 weights, 306 of 2,006 parameters kept>"
 
 
+def test_the_bytes_of_weights_kept():
+    report = Report(ROWS, total=5000).keeping({"layer.0.weight": 8000, "elsewhere": 7})
+    assert [row.kept for row in report.rows] == [8000, 0, 0] and report.total == 5000
+    assert "evaluation may keep 8.0 kB of rebuilt weights" in str(report)
+    assert "may keep" not in str(report.keeping({}))
+    assert Report.from_json(report.to_json()).rows == report.rows
+
+
 def test_an_empty_table():
     assert "0 of 0 matched parameters kept (100.00%)" in str(Report([]))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -37,6 +38,8 @@ class Row:
         Time to choose the ranks and to fit.
     note : str
         Why a weight stayed dense, or what it is tied to.
+    kept : int
+        Bytes of the rebuilt weight that a model in evaluation may keep beside the cores.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Row:
     error: float | None = 0.0
     seconds: float = 0.0
     note: str = ""
+    kept: int = 0
 
 
 class Report:
@@ -77,11 +81,17 @@ class Report:
         """Parameters of everything after compression."""
         return self.total - self.before + self.after
 
+    def keeping(self, kept: Mapping[str, int]) -> Report:
+        """The same report with the bytes, by name, that evaluation may keep of rebuilt weights."""
+        return Report([replace(row, kept=kept.get(row.name, 0)) for row in self.rows], self.total)
+
     def table(self) -> Table:
         """A rich table, one row a weight, totals below."""
         left = f"{self.after:,} of {self.before:,} matched parameters kept ({self.ratio:.2%})"
         whole = f"{self.total_after:,} of {self.total:,} in all"
-        table = Table(caption=f"{left}; {whole}", caption_justify="left")
+        kept = sum(row.kept for row in self.rows)
+        beside = f"; evaluation may keep {decimal(kept)} of rebuilt weights" if kept else ""
+        table = Table(caption=f"{left}; {whole}{beside}", caption_justify="left")
         for column in ("name", "method", "shape", "ranks", "before", "after", "error", "seconds", "note"):
             numeric = column in ("before", "after", "error", "seconds")
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")

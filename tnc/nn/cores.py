@@ -18,6 +18,8 @@ from tnc.typing import Shape
 
 __all__ = ["Cores", "Rebuild"]
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
 
 class Rebuild(nn.Module):
     """``forward(*cores) -> weight``: the rebuild of one network, planned when it is made.
@@ -46,15 +48,20 @@ class Rebuild(nn.Module):
         """
         if self.training or not self.keeps or not _settled(cores):
             return self.rebuilt(*cores)
-        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in (*cores, *self.buffers()))
-        if self.kept is None or self.kept[0] != key:
-            self.kept = key, self.rebuilt(*cores)
+        state = [(t.data_ptr(), t._version) for t in (*cores, *self._buffers.values()) if t is not None]
+        if self.kept is None or self.kept[0] != state:
+            self.kept = state, self.rebuilt(*cores)
         return self.kept[1]
 
     def train(self, mode: bool = True) -> Rebuild:
         """As torch's; the weight kept is forgotten."""
         self.kept = None
         return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rebuild:
+        """As torch's; a core that is cast there and back may lie where it lay before."""
+        self.kept = None
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": None}
@@ -77,8 +84,9 @@ def _settled(cores: Sequence[Tensor]) -> bool:
     """Whether a weight made of these tensors may outlive the call: nothing is recorded, traced or transformed."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or tracked(*cores):
         return False
-    plain = all(type(core) in (Tensor, nn.Parameter) and not core.is_inference() for core in cores)
-    return plain and not torch._C._are_functorch_transforms_active()
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(core) in _PLAIN and not core.is_inference() for core in cores)
 
 
 def _recompute(function, *cores: Tensor) -> Tensor:

@@ -86,6 +86,12 @@ class Factorized(nn.Module):
         return self
 
     @property
+    def keeps(self) -> bool:
+        """Whether evaluation keeps the rebuilt weight at some size of its input."""
+        ways = [made for _, made in self.schedule.inference]
+        return self.cores.keeps and (not ways or None in ways)
+
+    @property
     def kept_row(self) -> int | None:
         """A row of the weight that stays as it is and gets no gradient."""
         return None
@@ -93,7 +99,7 @@ class Factorized(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight, rebuilt from the cores."""
-        return self.cores()
+        return self.cores.forward()  # a module's call would cost as much as the check of what is kept
 
     def reset_parameters(self) -> None:
         """Nothing: the cores are initialized when the layer is made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from tnc.checkpoint import Checkpoint
 from tnc.decomposition import Factorization
 from tnc.errors import CheckpointError, MatchError, WeightError, listed
 from tnc.nn.execution import check
+from tnc.nn.factorized import Factorized
+from tnc.nn.fused import settle
 from tnc.nn.sites import (
     attach,
     computed,
@@ -102,8 +105,19 @@ def replaced(
         _attach(model, checkpoint, execution)
     earlier = [row for row in getattr(model, "tnc_report", Report([])).rows if row.name in held]
     total = checkpoint.report.total + sum(row.before for row in earlier)
-    model.tnc_report = Report([*earlier, *checkpoint.report.rows], total)  # type: ignore[assignment]
+    model.tnc_report = _kept(model, Report([*earlier, *checkpoint.report.rows], total))  # type: ignore[assignment]
     return model
+
+
+def _kept(model: nn.Module, report: Report) -> Report:
+    """The report with the bytes that this model, as it is executed, may keep in evaluation."""
+    return report.keeping(
+        {
+            name: prod(rebuild.shape) * cores[0].element_size()
+            for name, module, _, cores, rebuild in factorizations(model)
+            if (module.keeps if isinstance(module, Factorized) else rebuild.keeps)
+        }
+    )
 
 
 def _initialized(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -185,6 +199,7 @@ def _attach(model: nn.Module, checkpoint: Checkpoint, execution: str) -> None:
             module, leaf = _locate(model, name) if name in dense else (model, "")
             if leaf in module._parameters:  # no buffer, and not replaced under another name of the module
                 tied = attach(module, leaf, factorization, execution=execution, tied=tied)
+    settle(model)
 
 
 def install(model: nn.Module, checkpoint: Checkpoint, *, execution: str = "auto", strict: bool = True) -> nn.Module:
@@ -229,7 +244,7 @@ def install(model: nn.Module, checkpoint: Checkpoint, *, execution: str = "auto"
         for name in filter(is_pinned, checkpoint):
             if name in buffers:
                 buffers[name].copy_(move(checkpoint[name], get("torch")))
-        model.tnc_report = checkpoint.report  # type: ignore[assignment]
+        model.tnc_report = _kept(model, checkpoint.report)  # type: ignore[assignment]
     return model
 
 
@@ -262,5 +277,6 @@ def uninstall(model: nn.Module) -> nn.Module:
     # One that keeps a row goes first: what is tied to it gets the whole weight.
     for module, name, cores in sorted(found.values(), key=lambda held: getattr(held[0], "kept_row", None) is None):
         rebuilt[id(cores[0])] = detach(module, name, rebuilt.get(id(cores[0])))
+    settle(model)
     model.__dict__.pop("tnc_report", None)
     return model
