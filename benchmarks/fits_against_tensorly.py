@@ -1,4 +1,4 @@
-"""Our Tucker, CP and tensor-ring fits against TensorLy's: who may keep the fit of a plugin?
+"""Our MPO, Tucker, CP and tensor-ring fits against TensorLy's: who may keep the fit of a plugin?
 
 Own code stays where it is at least twice as fast at no worse error. TensorLy may try several starts (or solvers),
 our truncated SVD among them; the best error is the goal, and only the seconds of that try count. Ours is timed at its
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tensorly
 import torch
-from tensorly.decomposition import parafac, partial_tucker, tensor_ring_als
+from tensorly.decomposition import parafac, partial_tucker, tensor_ring_als, tensor_train
 
 import tnc
 from tnc.contract import contract
@@ -49,6 +49,7 @@ class Row:
     tensor: str
     backend: str
     rank: str
+    default_seconds: float
     their_error: float
     their_seconds: float
     our_error: float
@@ -85,6 +86,9 @@ def weight(tensor: str, seed: int) -> np.ndarray:
 
 
 CASES = [
+    ("mpo", "2048x2048", 16),
+    ("mpo", "4096x4096", 16),
+    ("tucker", "512x512x3x3", (128, 128)),
     *[("tucker", tensor, rank) for tensor, rank in (("64x32x3x3", (16, 8)), ("256x128x3x3", (64, 32)))],
     *[("tucker", "1536x384", (rank,) * 4) for rank in (6, 12)],
     *[("cp", tensor, rank) for tensor, rank in (("64x32x3x3", 16), ("64x32x3x3", 32), ("256x128x3x3", 64))],
@@ -117,7 +121,10 @@ def our_svd(matrix: Any, n_eigenvecs: int, **unused: Any) -> tuple[Any, Any, Any
 
 def theirs(name: str, x: Any, rank: Any) -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     """TensorLy's ways to fit, and how their results are rebuilt."""
-    if name == "tucker":
+    if name == "mpo":
+        for svd in ("truncated_svd", our_svd):
+            yield lambda svd=svd: tensor_train(x, [1, *[rank] * (x.ndim - 1), 1], svd=svd), tensorly.tt_to_tensor
+    elif name == "tucker":
         modes = list(range(len(rank)))
         for svd in ("truncated_svd", our_svd):
             yield (
@@ -137,7 +144,7 @@ def theirs(name: str, x: Any, rank: Any) -> Iterator[tuple[Callable[[], Any], Ca
 
 def ours(name: str, x: Any, network: tnc.Network) -> Iterator[tuple[bool, Callable[[], Any]]]:
     """Our fits, each stricter than the one before; at last from other seeds, where seconds add up."""
-    if name == "tucker":
+    if name in ("mpo", "tucker"):
         yield from ((False, lambda n=n: refine(x, network, *tree_svd(x, network), sweeps=n)) for n in SWEEPS)
     else:
         yield from ((False, lambda t=t: als(x, network, tolerance=t)) for t in TOLERANCES)
@@ -155,7 +162,7 @@ def as_tensor(x: Any, network: tnc.Network, name: str) -> Any:
 
 
 def compare(name: str, x: Any, rank: Any) -> tuple[float, ...]:
-    """TensorLy's error and seconds; ours at the defaults; our seconds to TensorLy's error."""
+    """Seconds of TensorLy's first way; its best error and seconds; ours at the defaults; our seconds to that error."""
     decomposition = tnc.decompositions[name]()
     network = decomposition.network(tuple(x.shape), rank)
     target, found = as_tensor(x, network, name), []
@@ -181,13 +188,13 @@ def compare(name: str, x: Any, rank: Any) -> tuple[float, ...]:
         if error_of(cores) <= goal * (1 + 1e-4):
             reach = min(reach, spent if again else trial)
             break
-    return goal, seconds, our_error, our_seconds, reach
+    return found[0][1], goal, seconds, our_error, our_seconds, reach
 
 
 def case(name: str, tensor: str, rank: Any, backend: str) -> Row:
     values = []
     with tensorly.backend_context(backend, local_threadsafe=True):
-        for seed in range(SEEDS):
+        for seed in range(SEEDS if prod(map(int, tensor.split("x"))) < 1 << 21 else 1):
             x = weight(tensor, seed)
             values.append(compare(name, torch.from_numpy(x) if backend == "pytorch" else x, rank))
     return Row(name, tensor, backend, str(rank), *np.mean(values, axis=0).tolist())
@@ -202,6 +209,7 @@ def table(rows: list[Row], facts: dict[str, str]) -> str:
         "tensor",
         "backend",
         "rank",
+        "TensorLy's default, s",
         "TensorLy: error",
         "s",
         "ours: error",
@@ -212,16 +220,18 @@ def table(rows: list[Row], facts: dict[str, str]) -> str:
     lines = [
         "# Our fits against TensorLy's",
         "",
-        "Made by `fits_against_tensorly.py`: CPU seconds of one thread, float32 weights, means over three tensors.",
+        "Made by `fits_against_tensorly.py`: CPU seconds of one thread, float32 weights, means over three tensors",
+        "(one where it is large). The first seconds are of TensorLy's default; rings by normal equations, not `lstsq`.",
         "*s to theirs* is our time until TensorLy's error is reached; *times faster* compares TensorLy's with that.",
         "",
         ", ".join(f"{key} {value}" for key, value in facts.items()),
         "",
         "| " + " | ".join(heads) + " |",
-        "|---|---|---|---|" + "---:|" * 6,
+        "|---|---|---|---|" + "---:|" * 7,
     ]
     for row in rows:
-        cells = [row.format, row.tensor, row.backend, row.rank, f"{row.their_error:.4f}", f"{row.their_seconds:.4f}"]
+        cells = [row.format, row.tensor, row.backend, row.rank, f"{row.default_seconds:.4f}"]
+        cells += [f"{row.their_error:.4f}", f"{row.their_seconds:.4f}"]
         cells += [f"{row.our_error:.4f}", f"{row.our_seconds:.4f}", f"{row.seconds_to_goal:.4f}", f"{row.speedup:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -238,9 +248,9 @@ def main() -> None:
         for name, tensor, rank in CASES:
             rows.append(case(name, tensor, rank, backend))
             print(rows[-1], f"{rows[-1].speedup:.1f}", flush=True)
-    data = {"facts": facts, "rows": [asdict(row) for row in rows]}
-    RESULTS.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-    RESULTS.with_suffix(".md").write_text(table(rows, facts))
+            data = {"facts": facts, "rows": [asdict(row) for row in rows]}  # whole after every row: it takes long
+            RESULTS.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
+            RESULTS.with_suffix(".md").write_text(table(rows, facts))
 
 
 if __name__ == "__main__":

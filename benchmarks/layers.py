@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import tnc
-from tnc import planner
+from tnc import planner, splits
 from tnc.network import Network
 from tnc.nn.execution import constants
 
@@ -218,7 +218,7 @@ def planned_flops(layer: Layer, network: Network, batch: int, training: bool) ->
         rows = planner.rows(network, batch, rates)
         plans = [*(merge for _, merge in rows.groups), rows.last]
     elif layer.side:
-        conv = planner.conv(network, batch, layer.side**2, rates, training, False)
+        conv = splits.conv(network, splits.Extent(batch, layer.side**2), rates, training, False)
         plans = [conv.before, conv.middle, conv.after]
         maps = layer.positions(batch) * conv.folded * conv.groups
         middle = 2 * maps * prod(conv.channels) * SIDE_OF_KERNEL**2

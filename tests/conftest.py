@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import cache
 
@@ -56,6 +58,20 @@ def xp(place):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def said_without():
+    """What an expression of `Network` prints in a process that has no module of those names, nor all of `tnc`."""
+
+    def run(missing, expression):
+        code = f"import sys, types; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        code += "p = types.ModuleType('tnc'); p.__path__ = [sys.argv[1]]; sys.modules['tnc'] = p\n"
+        code += f"from tnc.network import Network; print({expression})"
+        command = [sys.executable, "-c", code, *tnc.__path__]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

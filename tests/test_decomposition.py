@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, field
+import json
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
 
+import tnc
 from tnc import Decomposition, Factorization, Network
 from tnc.errors import WeightError
 
@@ -81,6 +83,29 @@ def test_text_shows_fields_without_a_default():
         shape: tuple[int, int] = field(kw_only=True)
 
     assert str(Kronecker(shape=(2, 3))) == "kronecker(shape=(2, 3))"
+
+
+def test_lists_are_tuples_and_equal_and_hash_like_them():
+    @dataclass(frozen=True)
+    class Checked(Matrix):
+        groups: tuple[tuple[int, ...], ...] = ()
+
+        def __post_init__(self):
+            assert isinstance(self.rows, tuple)
+
+    listed, tupled = Checked(rows=[2, 3], groups=[[1], [2, 4]]), Checked(rows=(2, 3), groups=((1,), (2, 4)))
+    assert listed == tupled and hash(listed) == hash(tupled) and str(listed) == str(tupled)
+    assert Checked(**json.loads(json.dumps(asdict(tupled)))) == tupled
+    assert replace(tupled, rows=[2, 3]) == tupled
+    assert Matrix(rows=[2, 3]) == Matrix(rows=(2, 3)) and hash(Matrix(rows=[2, 3])) == hash(Matrix(rows=(2, 3)))
+
+
+@pytest.mark.parametrize("text", ["mpo(rows=[4, 4], columns=[2, 8])", "stt(t=[1, 2, 2])", "ring(rows=[4, 4])"])
+def test_lists_on_the_command_line(text):
+    parsed = tnc.decompositions.parse(text)
+    assert parsed == tnc.decompositions.parse(text.replace("[", "(").replace("]", ")"))
+    assert tnc.decompositions.parse(str(parsed)) == parsed and parsed in {parsed}
+    assert parsed.network((16, 16), 4) == parsed.network((16, 16), 4)
 
 
 # ------------------------------------------------------------- factorizations

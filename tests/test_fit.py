@@ -78,6 +78,10 @@ def fitted(x, network, sweeps):
     return balance(refine(x, network, cores, root, sweeps=sweeps))
 
 
+def ours(x, network, sweeps):
+    return relative_error(x, dense(network, fitted(x, network, sweeps)))
+
+
 # --------------------------------------------------------- against TensorLy
 
 
@@ -88,9 +92,7 @@ def test_chains_are_no_worse_than_tensorly(make, rank, dtype, place, rng):
     x = make(rng).astype(dtype)
     theirs_error = theirs(x, tensorly.tt_to_tensor(tensor_train(x, [1, rank, rank, rank, 1])))
     network = chain((rank,) * 3)
-    mine = place.from_numpy(x)
-    error = relative_error(mine, dense(network, fitted(mine, network, sweeps=2)))
-    assert error <= 1.001 * theirs_error
+    assert ours(place.from_numpy(x), network, sweeps=2) <= 1.001 * theirs_error
 
 
 @tensors
@@ -101,9 +103,7 @@ def test_stars_are_no_worse_than_tensorly(make, rank, dtype, place, rng):
     core, factors = tucker(x, [rank] * 4, init="svd", n_iter_max=200, tol=1e-8)
     theirs_error = theirs(x, tensorly.tucker_to_tensor((core, factors)))
     network = star((rank,) * 4)
-    mine = place.from_numpy(x)
-    error = relative_error(mine, dense(network, fitted(mine, network, sweeps=25)))
-    assert error <= 1.001 * theirs_error
+    assert ours(place.from_numpy(x), network, sweeps=25) <= 1.001 * theirs_error
 
 
 @tensors

@@ -26,12 +26,14 @@ PLUGINS = sorted(
     }
 )
 
-FILE_LINES, PLUGIN_LINES, FUNCTION_LINES, CORE_LINES, PACKAGE_LINES = 300, 80, 40, 3000, 5900
+FILE_LINES, PLUGIN_LINES, FUNCTION_LINES, CORE_LINES, PACKAGE_LINES = 300, 80, 40, 3050, 6050
 
 DOOR = [
     *("Budget", "Checkpoint", "Decomposition", "Factorization", "Fixed", "Network", "Ratio", "Report", "Rule"),
     *("Tolerance", "compress", "compress_weights", "decompositions", "install", "load", "use_backend"),
 ]
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 each_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
@@ -65,7 +67,7 @@ def code_lines(path: Path) -> int:
 # ------------------------------------------------------------------- budgets
 
 
-@each_source
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 
 import pytest
 
 import tnc
-from tnc import planner
+from tnc import planner, splits
 from tnc.contract import dense
 from tnc.cost import Device, device, seconds
 from tnc.errors import TncError
@@ -18,7 +17,7 @@ torch = pytest.importorskip("torch")
 from torch.nn import functional as F  # noqa: E402 - after the check that torch is here
 
 from tnc.backends import get  # noqa: E402
-from tnc.nn.through import convolve, look_up  # noqa: E402
+from tnc.nn.through import Route, Window, convolve, look_up  # noqa: E402
 
 RATES = Device()
 METHODS = ["mpo", "mpo(order=2)", "tucker", "svd", "tt", "cp", "ring(order=1)", "stt", "btt"]
@@ -41,18 +40,15 @@ def test_every_split_of_a_convolution_is_exact(method, transposed):
     network, cores, weight = made(method, (12, 20, 3, 3), 4)
     x = torch.randn(2, 12 if transposed else 20, 7, 6, dtype=torch.float64)
 
-    def function(x, kernel, groups):
-        run = partial(F.conv_transpose2d if transposed else F.conv2d, stride=(2, 1), padding=1, groups=groups)
-        return run(x, kernel)
-
-    expected = function(x, weight, 1)
+    window = Window((2, 1), (1, 1), (1, 1), transposed, (0, 0))
+    expected = (F.conv_transpose2d if transposed else F.conv2d)(x, weight, stride=(2, 1), padding=1)
     fixed = [k for k, core in enumerate(network.operands) if {"k0", "k1"} & set(core)]
     others = [k for k in range(len(cores)) if k not in fixed]
     for places in product(range(3), repeat=len(others)):
         parts = [tuple(k for k, p in zip(others, places, strict=True) if p == side) for side in range(3)]
         split = parts[0], tuple(sorted((*fixed, *parts[1]))), parts[2]
-        plan = planner._conv(network, split, (2, 42), RATES, False, transposed)
-        found = convolve(x, cores, network, plan, (12, 20, 3, 3), function, transposed)
+        plan = splits.planned(network, split, splits.Extent(2, 21, 2), RATES, False, transposed)
+        found = convolve(Route(plan, network, (12, 20, 3, 3), window), x, None, cores)
         assert gap(found, expected) < 1e-12, split
 
 
@@ -80,7 +76,7 @@ def test_cheap_plans_cost_less():
 
 def test_a_depthwise_convolution_comes_out_of_cp():
     network, *_ = made("cp", (64, 64, 3, 3), 16)
-    plan = planner.conv(network, 8, 196, RATES, False, False)
+    plan = splits.conv(network, splits.Extent(8, 196), RATES, False, False)
     assert plan.groups == 16 and plan.channels == (1, 1)
 
 

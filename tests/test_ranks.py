@@ -1,4 +1,4 @@
-"""Rank policies keep their promises: never more parameters than asked, never more error than asked."""
+"""Rank policies: what they are written as, never more parameters than asked, the same ranks everywhere."""
 
 from __future__ import annotations
 
@@ -8,84 +8,12 @@ from math import prod
 import numpy as np
 import pytest
 
-import tnc
-from tnc import Budget, Decomposition, Factorization, Fixed, Network, Ratio, Tolerance, compress_weights
+from tests.errors import error_of
+from tests.ranked import CP, PLUGINS, Doubling, Even, Fed, plugins, weight_of
+from tnc import Budget, Decomposition, Fixed, Network, Ratio, Tolerance, compress_weights
 from tnc.allocate import Spectra, free_bonds
 from tnc.errors import PromiseError, RankError
-from tnc.modes import balanced
-from tnc.network import Feed
 from tnc.ranks import policy
-
-
-@dataclass(frozen=True)
-class CP(Decomposition):
-    """A hyperedge: fitted by least squares, its rank found by search."""
-
-    def network(self, shape, rank):
-        (a, b), (c, d) = balanced(shape[0], 2), balanced(shape[1], 2)
-        return Network.of_rank("a r, b r, c r, d r -> (a b) (c d)", {"a": a, "b": b, "c": c, "d": d}, rank)
-
-
-@dataclass(frozen=True)
-class Even(Decomposition):
-    """Ranks that are multiples of two: half of the bond passes through."""
-
-    step = 2
-
-    def network(self, shape, rank):
-        if rank % 2 or rank < 1:
-            raise RankError(f"rank {rank} is odd")
-        sizes = {"m": shape[0], "n": (shape[1] + 1) // 2, "t": 2}
-        return Network.of_rank("m t r, r n -> m (n t)", sizes, rank // 2)
-
-
-@dataclass(frozen=True)
-class Doubling(Decomposition):
-    """The rank changes the topology: as many cores as its value."""
-
-    def network(self, shape, rank):
-        inner = [f"q{k}" for k in range(rank)]
-        cores = [" ".join(pair) for pair in zip(["m", *inner], [*inner, "n"], strict=True)]
-        return Network(", ".join(cores) + " -> m n", {"m": shape[0], "n": shape[1]} | dict.fromkeys(inner, 8))
-
-
-@dataclass(frozen=True)
-class Fed(Decomposition):
-    """A network with a feed, which no spectrum describes."""
-
-    def network(self, shape, rank):
-        inner = Network("a r, r b -> a b", {"a": shape[0], "r": rank, "b": 2})
-        return Network("m q, q n -> m n", {"m": shape[0], "q": 2, "n": shape[1]}, Feed(inner, "identity"))
-
-    def fit(self, x, network, *, seed=0, metric=None):
-        u, s, v = np.linalg.svd(x, full_matrices=False)
-        cores = [np.zeros(shape, x.dtype) for shape in network.core_shapes]
-        cores[0][:, 0], cores[1][0, 0], cores[2][0] = u[:, 0], 1, s[0] * v[0]
-        return cores
-
-
-def weight_of(shape, seed=0, power=1.0):
-    """A matrix whose singular values fall like a power law, with structure of higher order on top."""
-    rng = np.random.default_rng(seed)
-    u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
-    return (u * (1.0 + np.arange(u.shape[1])) ** -power) @ v
-
-
-PLUGINS = {
-    "svd": tnc.decompositions["svd"](),
-    "mpo": tnc.decompositions["mpo"](),
-    "tucker": tnc.decompositions["tucker"](),
-    "cp": CP(),
-    "even": Even(),
-    "doubling": Doubling(),
-    "fed": Fed(),
-}
-plugins = pytest.mark.parametrize("plugin", PLUGINS.values(), ids=PLUGINS)
-
-
-def error_of(weight, decomposition, network):
-    return Factorization(network, decomposition.fit(weight, network), weight.shape).error(weight)
-
 
 # ----------------------------------------------------------------- short forms
 
@@ -250,125 +178,6 @@ def test_ratio_where_rank_one_is_too_much(plugin):
         Ratio(0.001).choose(weight, plugin)
 
 
-# ------------------------------------------------------------------- Tolerance
-
-
-@plugins
-@pytest.mark.parametrize("tolerance", [0.5, 0.2])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_tolerance_is_never_exceeded(plugin, tolerance, dtype):
-    weight = (weight_of((24, 30), power=2.0)).astype(dtype)
-    try:
-        network = Tolerance(tolerance).choose(weight, plugin)
-    except PromiseError:
-        assert not isinstance(plugin, type(PLUGINS["svd"]) | Even)  # a few singular values are enough
-        return
-    assert error_of(weight, plugin, network) <= tolerance
-    assert network.n_params < weight.size
-
-
-@pytest.mark.parametrize("plugin", ["mpo", "tucker", "cp"])
-@pytest.mark.parametrize("tolerance", [0.6, 0.4])
-@pytest.mark.parametrize("power", [1.0, 2.0])
-def test_no_equal_ranks_keep_the_tolerance_with_fewer_parameters(plugin, tolerance, power):
-    plugin, weight = PLUGINS[plugin], weight_of((24, 30), power=power)
-    best = weight.size
-    for rank in range(1, 40):
-        network = plugin.network(weight.shape, rank).clipped()
-        if network.n_params >= weight.size:
-            break
-        if error_of(weight, plugin, network) <= tolerance:
-            best = network.n_params
-            break
-    try:
-        assert Tolerance(tolerance).choose(weight, plugin).n_params <= best
-    except PromiseError:
-        assert best == weight.size
-
-
-@pytest.mark.parametrize("tolerance", [0.5, 0.1, 0.02])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_tolerance_takes_the_fewest_parameters(tolerance, dtype):
-    weight = weight_of((60, 80), power=2.0).astype(dtype)
-    values = np.linalg.svd(weight.astype(np.float64), compute_uv=False) ** 2
-    tails = np.sqrt(1 - np.cumsum(values) / values.sum())
-    assert Tolerance(tolerance).choose(weight, PLUGINS["svd"]).ranks == (1 + int(np.argmax(tails <= tolerance)),)
-
-
-@pytest.mark.parametrize("plugin", ["mpo", "tucker"])
-def test_tolerance_finds_a_planted_format(plugin, rng):
-    plugin = PLUGINS[plugin]
-    network = plugin.network((48, 60), 3)
-    weight = Factorization(network, [rng.standard_normal(s) for s in network.core_shapes], (48, 60)).dense()
-    assert Tolerance(1e-6).choose(weight, plugin).n_params <= network.n_params
-
-
-def test_tolerance_by_search_finds_a_planted_rank(rng):
-    network = CP().network((24, 30), 4)
-    weight = Factorization(network, [rng.standard_normal(s) for s in network.core_shapes], (24, 30)).dense()
-    assert Tolerance(1e-3).choose(weight, CP()).ranks[0] in (3, 4, 5)
-
-
-@plugins
-def test_tolerance_that_needs_the_dense_weight(plugin, rng):
-    with pytest.raises(PromiseError, match=r"as many parameters as the dense weight to reach tolerance:0.01"):
-        Tolerance(0.01).choose(rng.standard_normal((24, 30)), plugin)
-
-
-# ---------------------------------------------------------------------- Budget
-
-
-def test_budget_is_shared_where_it_helps_most(rng):
-    weights = {
-        "flat": rng.standard_normal((40, 40)),
-        "steep": weight_of((40, 40), power=3.0),
-        "long": weight_of((20, 90), power=0.5),
-    }
-    size = sum(w.size for w in weights.values())
-    for plugin in (PLUGINS["svd"], PLUGINS["mpo"]):
-        shared = Budget(0.3).assign(weights, plugin)
-        alone = Ratio(0.3).assign(weights, plugin)
-        assert list(shared) == list(weights)
-        kept = {name: n.n_params if isinstance(n, Network) else weights[name].size for name, n in shared.items()}
-        assert sum(kept.values()) <= 0.3 * size
-
-        def total(networks, plugin=plugin):
-            return sum(error_of(weights[k], plugin, n) ** 2 for k, n in networks.items() if isinstance(n, Network))
-
-        assert total(shared) <= total(alone) + 1e-9
-        assert kept["steep"] < kept["flat"]
-
-
-def test_budget_counts_what_stays_dense(rng):
-    weights = {"small": rng.standard_normal((2, 2)), "large": rng.standard_normal((40, 40))}
-    chosen = Budget(0.3).assign(weights, PLUGINS["svd"])
-    assert isinstance(chosen["small"], PromiseError)
-    assert chosen["large"].n_params + 4 <= 0.3 * 1604
-
-
-def test_a_whole_budget_keeps_weights_dense(rng):
-    chosen = Budget(1.0).assign({"a": rng.standard_normal((9, 9)), "b": rng.standard_normal((8, 8))}, PLUGINS["svd"])
-    for name, found in chosen.items():
-        assert isinstance(found, PromiseError) or found.n_params < {"a": 81, "b": 64}[name]
-
-
-def test_budget_that_rank_one_exceeds(rng):
-    weights = {"a": rng.standard_normal((9, 9)), "b": rng.standard_normal((8, 8))}
-    with pytest.raises(RankError, match=r"budget:0.01: rank 1 of svd already keeps more .*'a', 'b'"):
-        Budget(0.01).assign(weights, PLUGINS["svd"])
-
-
-def test_budget_of_networks_that_are_no_trees(rng):
-    weights = {"a": rng.standard_normal((24, 24)), "b": rng.standard_normal((12, 24))}
-    chosen = Budget(0.3).assign(weights, CP())
-    assert all(network.n_params <= 0.3 * weights[name].size for name, network in chosen.items())
-
-
-def test_budget_for_one_weight_is_its_ratio(rng):
-    weight = rng.standard_normal((24, 24))
-    assert Budget(0.3).choose(weight, PLUGINS["svd"]) == Ratio(0.3).choose(weight, PLUGINS["svd"])
-
-
 # ---------------------------------------------------------------------- pieces
 
 
@@ -405,66 +214,6 @@ def test_the_same_ranks_everywhere(place):
             here = made.assign({"w": place.from_numpy(weight)}, plugin)["w"]
             host = made.assign({"w": weight}, plugin)["w"]
             assert here == host or isinstance(here, PromiseError)
-
-
-# --------------------------------------- promises of the whole, to the storage
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("tolerance", [0.3, 0.05])
-@pytest.mark.parametrize("plugin", ["svd", "mpo"])
-def test_tolerance_holds_after_rounding_to_the_stored_dtype(dtype, tolerance, plugin, tmp_path, rng):
-    torch = pytest.importorskip("torch")
-    made = PLUGINS[plugin]
-    network = made.network((48, 60), 4)
-    exact = Factorization(network, [rng.standard_normal(s) for s in network.core_shapes], (48, 60)).dense()
-    exact += 0.02 * np.linalg.norm(exact) / exact.size**0.5 * rng.standard_normal(exact.shape)
-    weight = torch.from_numpy(exact).to(getattr(torch, dtype))
-    checkpoint = compress_weights({"w": weight}, made, rank=Tolerance(tolerance))
-    assert "w" in checkpoint.factorized, checkpoint.report
-    assert all(core.dtype == weight.dtype for core in checkpoint["w"].cores)
-    checkpoint.save(tmp_path / "w.safetensors")
-    for found in (checkpoint["w"].map(lambda c: c.double()), tnc.load(tmp_path / "w.safetensors")["w"]):
-        rebuilt = np.asarray(found.map(lambda c: np.asarray(c, np.float64)).dense())
-        error = np.linalg.norm(weight.double().numpy() - rebuilt) / np.linalg.norm(weight.double().numpy())
-        assert error <= tolerance
-        assert checkpoint.report.rows[0].error == pytest.approx(error, rel=1e-3)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_ranks_grow_where_rounding_breaks_the_tolerance(dtype, rng):
-    torch = pytest.importorskip("torch")
-    weight = torch.from_numpy(weight_of((48, 60), power=2.0)).to(getattr(torch, dtype))
-    svd = PLUGINS["svd"]
-    network = svd.network((48, 60), 6)
-    tolerance = error_of(weight.float(), svd, network) * (1 + 1e-6)  # kept before rounding, not after
-    assert Tolerance(tolerance).choose(weight, svd) == network
-    checkpoint = compress_weights({"w": weight}, svd, rank=Tolerance(tolerance))
-    assert checkpoint.report.rows[0].ranks == (7,) and checkpoint.report.rows[0].error <= tolerance
-
-
-def test_a_tolerance_below_the_rounding_stays_dense(rng):
-    torch = pytest.importorskip("torch")
-    weight = torch.from_numpy(rng.standard_normal((48, 2)) @ rng.standard_normal((2, 60))).bfloat16().float().bfloat16()
-    checkpoint = compress_weights({"w": weight}, "svd", rank=Tolerance(5e-4))
-    row = checkpoint.report.rows[0]
-    assert row.method == "dense" and "bfloat16" in row.note and "tolerance:0.0005" in row.note
-
-
-def test_tolerance_holds_for_bfloat16_files_on_numpy(tmp_path, rng):
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import save_file
-
-    from tnc.checkpoint import read_weights
-
-    exact = rng.standard_normal((48, 4)) @ rng.standard_normal((4, 60)) + 0.05 * rng.standard_normal((48, 60))
-    weight = torch.from_numpy(exact).bfloat16()
-    save_file({"w": weight}, tmp_path / "in.safetensors")
-    for tolerance in (0.05, 0.026, 0.0255, 0.025, 0.02):
-        checkpoint = compress_weights(read_weights(tmp_path / "in.safetensors"), "svd", rank=Tolerance(tolerance))
-        checkpoint.save(tmp_path / "out.safetensors")
-        rebuilt = torch.from_numpy(tnc.load(tmp_path / "out.safetensors").weights()["w"]).double()
-        assert float((rebuilt - weight.double()).norm() / weight.double().norm()) <= tolerance
 
 
 def test_a_promise_that_cannot_be_kept_leaves_the_weight_dense(rng):

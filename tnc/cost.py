@@ -19,12 +19,15 @@ import numpy as np
 from tnc.backends import Backend
 from tnc.errors import TncError
 from tnc.layouts import NARROW
-from tnc.plans import Plan, Work
+from tnc.plans import Plan, Work, plan, run
 
 __all__ = ["Device", "calibrate", "convolution", "device", "seconds"]
 
 _LANES = 16
 """Channels that a convolution computes at once."""
+
+_SETUP = 4
+"""A convolution takes as long to set up as so many products."""
 
 _PASSES = 3
 """How often a convolution moves its input and output, changes of layout included."""
@@ -41,7 +44,7 @@ class Device:
     bytes : float
         Bytes a second read and written by a permuted copy of a large array.
     call : float
-        Seconds of one product with its views, however small.
+        Seconds of one step of a plan, its views included, however small.
     item : float
         Seconds of each further matrix in a batched product of small ones.
     """
@@ -68,7 +71,9 @@ def step(work: Work, device: Device, itemsize: int = 4, training: bool = False) 
         return copies
     short = min(m, n, k)
     arithmetic = 2.0 * count * m * n * k / (device.flops * short / (short + 12))  # short sides leave lanes idle
-    if 1 < n < NARROW <= m:
+    if count == short == 1:
+        arithmetic = 0.0  # a vector: the matrix streams by
+    elif 1 < n < NARROW <= m:
         arithmetic *= 3
     traffic = count * (m * k + k * n + m * n) * itemsize / (2 * device.bytes)  # streams run faster than permutations
     product = max(arithmetic, traffic) + (count - 1) * device.item
@@ -91,7 +96,7 @@ def convolution(
     entries = groups * (columns * (m + n) + m * n * taps)
     work = 2.0 * groups * columns * taps * (forth + (2 * back if training else 0)) / device.flops
     traffic = _PASSES * entries * itemsize / device.bytes
-    return (work + traffic * (3 if training else 1)) + device.call * (3 if training else 1)
+    return work + (traffic + _SETUP * device.call) * (3 if training else 1)
 
 
 def _lanes(channels: int) -> int:
@@ -99,6 +104,11 @@ def _lanes(channels: int) -> int:
 
 
 # ------------------------------------------------------------------ measuring
+
+_CHAIN = plan(
+    (("a", "b", "c"), ("d", "b", "e"), ("f", "c", "e"), ("g", "d", "f")), ("g", "a"), tuple((i, 4) for i in "abcdefg")
+)
+"""Small cores of three axes, of which steps permute most."""
 
 
 def calibrate(backend: Backend) -> Device:
@@ -109,10 +119,11 @@ def calibrate(backend: Backend) -> Device:
     def made(*shape: int) -> object:
         return backend.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
-    big, small, stack, cube = made(1024, 1024), made(8, 8), made(512, 16, 16), made(256, 128, 128)
+    big, small, stack, cube = made(1024, 1024), made(4, 4, 4), made(512, 16, 16), made(256, 128, 128)
     flops = 2 * 1024**3 / _time(lambda: xp.matmul(big, big), backend)
+    made(7_500_000)  # once 30 MB have been freed, glibc hands 16 MB out again: fresh ones would take four times as long
     move = _time(lambda: xp.reshape(xp.permute_dims(cube, (1, 0, 2)), (128, -1)), backend)
-    call = _time(lambda: xp.matmul(xp.reshape(small, (8, 8)), xp.permute_dims(small, (1, 0))), backend, 200)
+    call = _time(lambda: run(_CHAIN, [small] * 4, xp), backend, 200) / len(_CHAIN.steps)
     item = _time(lambda: xp.matmul(stack, stack), backend, 20) / 512
     return Device(flops, 2 * 4 * 256 * 128 * 128 / move, call, max(item - 2 * 16**3 / flops, 5e-8))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tnc import contract
 from tnc.errors import WeightError
@@ -21,11 +21,22 @@ class Decomposition(ABC):
     """A way to write a weight as a tensor network. One method is abstract, all else is derived.
 
     Subclasses are frozen dataclasses; their fields are hyperparameters and become options of the command
-    line. They see shapes and arrays of any library, never torch, a device, a layer, a ratio or a tolerance.
+    line. They hash: lists given as values become tuples before a subclass's own ``__post_init__`` sees them.
+    Subclasses see shapes and arrays of any library, never torch, a device, a layer, a ratio or a tolerance.
     """
 
     sweeps: ClassVar[int] = 2
     """Two-site sweeps after the hierarchical SVD, where the network is a tree."""
+
+    def __init_subclass__(cls) -> None:
+        checks: Any = getattr(cls, "__post_init__", lambda self, *values: None)
+
+        def tupled(self: Decomposition, *values: Any) -> None:
+            for name in [item.name for item in fields(self) if item.init]:  # type: ignore[arg-type]
+                object.__setattr__(self, name, _tuples(getattr(self, name)))
+            checks(self, *values)
+
+        cls.__post_init__ = tupled  # type: ignore[attr-defined]
 
     @abstractmethod
     def network(self, shape: Shape, rank: Rank) -> Network:
@@ -82,6 +93,11 @@ class Decomposition(ABC):
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}  # type: ignore[arg-type]
         shown = ", ".join(f"{k}={v!r}" for k, v in given.items() if k not in defaults or defaults[k] != v)
         return type(self).__name__.lower() + (f"({shown})" if shown else "")
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, at any depth, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from math import prod
+from math import frexp, ldexp, prod
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -45,17 +45,25 @@ def tensorize(x: Array, network: Network) -> Array:
 def unfold(x: Array, held: Sequence[str], rows: Sequence[str]) -> tuple[Array, list[str]]:
     """Matrix of the indices `rows` against all others, and the others in order."""
     xp, rest = array_namespace(x), [i for i in held if i not in rows]
+    if rest and tuple(held) == (*rest, *rows):  # no copy
+        return xp.matrix_transpose(xp.reshape(x, (-1, prod(x.shape[len(rest) :])))), rest
     x = xp.permute_dims(x, tuple(held.index(i) for i in [*rows, *rest]))
     return xp.reshape(x, (prod(x.shape[: len(rows)]), -1)), rest
 
 
 def _split(
-    x: Array, held: Sequence[str], rows: Sequence[str], size: dict[str, int], bond: str, seed: int
+    x: Array,
+    held: Sequence[str],
+    rows: Sequence[str],
+    size: dict[str, int],
+    bond: str,
+    seed: int,
+    old: Array | None = None,
 ) -> tuple[Array, Array, list[str]]:
     """Truncated SVD at `bond`: the orthonormal side (rows..., bond) and the remainder with its indices."""
     xp = array_namespace(x)
     matrix, rest = unfold(x, held, rows)
-    basis = left_svd(matrix, size[bond], seed=seed)
+    basis = left_svd(matrix, size[bond], seed=seed, start=old)
     basis = pad(basis, (basis.shape[0], size[bond]), xp)  # a bond may be larger than it can use
     remainder = xp.matmul(xp.matrix_transpose(basis), matrix)
     sizes = {i: size[i] for i in held} | {bond: size[bond]}
@@ -65,6 +73,15 @@ def _split(
 
 def _order(x: Array, held: Sequence[str], target: Sequence[str]) -> Array:
     return array_namespace(x).permute_dims(x, tuple(list(held).index(i) for i in target))
+
+
+def _sites(x: Array, network: Network) -> tuple[Array, list[str]]:
+    """The weight with its axes core by core, and one leaf's last: sweeps then start from both ends without a copy."""
+    leaf = max((k for k, core in enumerate(network.operands) if sum(b in core for b in network.bonds) < 2), default=0)
+    cores = sorted(network.operands, key=lambda core: core == network.operands[leaf])
+    held = [i for core in cores for i in core if i in network.outer]
+    tensor, xp = _order(tensorize(x, network), network.outer, held), array_namespace(x)
+    return xp.reshape(xp.reshape(tensor, (-1,)), tensor.shape), held
 
 
 def tree_svd(x: Array, network: Network, *, seed: int = 0) -> tuple[list[Array], int]:
@@ -94,7 +111,7 @@ def tree_svd(x: Array, network: Network, *, seed: int = 0) -> tuple[list[Array],
 
 
 def refine(
-    x: Array, network: Network, cores: list[Array], root: int, *, sweeps: int = 25, tolerance: float = 1e-5
+    x: Array, network: Network, cores: list[Array], root: int, *, sweeps: int = 25, tolerance: float | None = None
 ) -> list[Array]:
     """Sweeps of two-site updates over a tree, each optimal with the others fixed: DMRG, or HOOI on a star.
 
@@ -103,10 +120,16 @@ def refine(
     cores, root
         As `tree_svd` returns them; the error never grows.
     sweeps : int
-        At most this many; stops when the error falls by less than `tolerance`, relatively.
+        At most this many.
+    tolerance : float, optional
+        Stop when the error would fall by less than this fraction if gains went on to fall as they did from one half
+        of a sweep to the other. By default 3e-4 for more than a million entries, where a sweep takes as long as the
+        truncated SVDs, and 1e-6 for less.
     """
-    tensor, size, cores = tensorize(x, network), dict(network.sizes), list(cores)
+    (tensor, held), size, cores = _sites(x, network), dict(network.sizes), list(cores)
     energy, names = norm(x) ** 2, network.operands
+    if tolerance is None:
+        tolerance = 3e-4 if prod(tensor.shape) > 1 << 20 else 1e-6
 
     def update(a: int, b: int) -> None:
         """Optimize cores a and b together; b ends up as the centre."""
@@ -115,9 +138,11 @@ def refine(
         pair = rows + [i for i in names[b] if i != bond]
         others = [k for k in range(len(cores)) if k not in (a, b)]
         arrays = [tensor, *(cores[k] for k in others)]
-        theta = contract([network.outer, *(names[k] for k in others)], tuple(pair), arrays)
-        core, rest, held = _split(theta, pair, rows, size, bond, 0)
-        cores[a], cores[b] = _order(core, [*rows, bond], names[a]), _order(rest, held, names[b])
+        theta = contract([tuple(held), *(names[k] for k in others)], tuple(pair), arrays)
+        old = unfold(cores[a], names[a], rows)[0]
+        core, rest, kept = _split(theta, pair, rows, size, bond, 0, old)
+        cores[a], cores[b] = _order(core, [*rows, bond], names[a]), _order(rest, kept, names[b])
+        missed.append(max(energy - norm(rest) ** 2, 0.0))
 
     def visit(here: int, parent: int | None) -> None:
         for child in range(len(names)):
@@ -128,11 +153,12 @@ def refine(
                 visit(child, here)
             update(child, here)
 
-    missed = max(energy - norm(cores[root]) ** 2, 0.0)
     for _ in range(sweeps if len(cores) > 2 else 0):  # two cores: the SVD is already optimal
+        missed = [max(energy - norm(cores[root]) ** 2, 0.0)]
         visit(root, None)
-        before, missed = missed, max(energy - norm(cores[root]) ** 2, 0.0)
-        if before - missed <= 2 * tolerance * before:
+        half = missed[len(missed) // 2]
+        before, gain = missed[0] - half, half - missed[-1]
+        if before + gain <= 2e-5 * missed[0] or 0.0 < gain**2 <= 2 * tolerance * missed[-1] * (before - gain):
             break
     return cores
 
@@ -173,11 +199,14 @@ def als(
         Stop when a sweep lowers the relative error by less than this fraction.
     """
     xp, spent, short = array_namespace(x), 0.0, min(10, sweeps)
-    tensor = tensorize(x, network)
-    if cores is None:
+    size = ldexp(1.0, frexp(norm(x))[1])  # starts, ridge and stops are made for norms near 1; this division is exact
+    tensor = tensorize(x, network) / size
+    if cores is not None:
+        cores = balance(cores, 1 / size)
+    else:
         trials: list[Descent] = []
         randoms = (random_cores(tensor, network, seed + k) for k in range(starts))
-        for trial in chain(guesses, randoms):
+        for trial in chain((balance(guess, 1 / size) for guess in guesses), randoms):
             trials.append(descend(tensor, network, trial, short, tolerance, _WORK / 12))
             spent += trials[-1].work
             if spent > _WORK / 4:
@@ -187,4 +216,4 @@ def als(
     if found.error < 0.03 and tensor.dtype != xp.float64:  # single precision blurs squared errors by 1e-7
         wide, left = xp.astype(tensor, xp.float64), _WORK - spent - found.work
         found = descend(wide, network, found.cores, sweeps, tolerance, left)
-    return [xp.astype(core, x.dtype) for core in balance(found.cores)]
+    return [xp.astype(core, x.dtype) for core in balance(found.cores, size)]

@@ -7,7 +7,7 @@ back through the matrix products. Only the scale of the whole is solved for, exa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import cos, inf, isfinite, pi, prod, sqrt
 
 from array_api_compat import array_namespace
@@ -152,15 +152,13 @@ def _loss(target: Array, network: Network, cores: Cores) -> tuple[float, float, 
 
 def _split(flat: Array, shapes: Sequence[Shape], xp: Namespace) -> list[Array]:
     """One vector as arrays of the given shapes."""
-    ends = list(accumulate(map(prod, shapes)))
-    starts = [0, *ends[:-1]]
-    return [xp.reshape(flat[a:b], shape) for a, b, shape in zip(starts, ends, shapes, strict=True)]
+    ends = pairwise([0, *accumulate(map(prod, shapes))])
+    return [xp.reshape(flat[a:b], shape) for (a, b), shape in zip(ends, shapes, strict=True)]
 
 
 def _scaled(cores: list[Array], network: Network, scale: float) -> list[Array]:
     """Multiply the rebuilt tensor, shared evenly by the cores of the outermost network, which is linear in each."""
     fed = len(network.feed.network.core_shapes) if network.feed else 0
-    own = cores[fed:]
-    share = abs(scale) ** (1 / len(own))
-    own = [share * core for core in own]
+    share = abs(scale) ** (1 / (len(cores) - fed))
+    own = [share * core for core in cores[fed:]]
     return [*cores[:fed], own[0] if scale >= 0 else -own[0], *own[1:]]

@@ -194,8 +194,7 @@ def _solve(
 
 def _conjugate(normal: Callable[[Array], Array], right: Array, new: Array, xp: Namespace) -> tuple[Array, Array, int]:
     """Conjugate gradients from the old values: the error falls with every step. Also residual and count."""
-    count = 1
-    rest = right - normal(new)
+    rest, count = right - normal(new), 1
     way, size = rest, float(xp.sum(rest * rest))
     for _ in range(STEPS):
         image, count = normal(way), count + 1

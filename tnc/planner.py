@@ -1,8 +1,8 @@
 """Costed plans: every way to run a factorized layer, and the cheapest on a device.
 
-A linear map may absorb its cores into the input one after another, merge some cores first, or rebuild the weight; a
-convolution also chooses where the kernel's core is applied; an embedding gathers rows of its cores. All of
-them are contraction trees, priced by `tnc.cost`.
+A linear map may absorb its cores into the input one after another, merge some cores first, or rebuild the weight; an
+embedding gathers rows of its cores. All of them are contraction trees, priced by `tnc.cost`; convolutions are planned
+in `tnc.splits`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from itertools import combinations, product
 from math import prod
 from typing import NamedTuple
 
-from tnc.cost import Device, convolution, seconds
+from tnc.cost import Device, seconds
 from tnc.network import Network
 from tnc.paths import find
 from tnc.plans import Indices, Plan, plan
 
-__all__ = ["Choice", "Conv", "Rows", "conv", "linear", "rows"]
+__all__ = ["Choice", "Rows", "linear", "multiplications", "rows", "sequential"]
 
 _MOST = 5
 """Up to so many operands all trees are priced; above, opt_einsum's and the sequential ones."""
@@ -53,13 +53,14 @@ def _trees(n: int) -> tuple[Path, ...]:
     return tuple(found.values())
 
 
-def _sequential(n: int) -> Iterator[Path]:
+def sequential(n: int) -> Iterator[Path]:
     """The first operand takes in the others from the left, or from the right."""
     yield ((0, 1), *((0, n - k - 1) for k in range(1, n - 1)))
     yield ((0, n - 1), *((n - k - 2, n - k - 1) for k in range(1, n - 1)))
 
 
-def _flops(operands: Sequence[Indices], output: Indices, size: dict[str, int], path: Path) -> int:
+def multiplications(operands: Sequence[Indices], output: Indices, size: dict[str, int], path: Path) -> int:
+    """Multiplications of a contraction in this order."""
     held, total = [set(core) for core in operands], 0
     for i, j in path:
         union = held[i] | held[j]
@@ -84,9 +85,9 @@ def _candidates(operands: tuple[Indices, ...], output: Indices, size: dict[str, 
     n = len(operands)
     if n <= _MOST:
         found = [path for path in _trees(n) if _last(path, n) == late]
-        return sorted(found, key=lambda path: _flops(operands, output, size, path))[:6]
+        return sorted(found, key=lambda path: multiplications(operands, output, size, path))[:6]
     if not late:
-        return [*_sequential(n)]
+        return [*sequential(n)]
     return []
 
 
@@ -178,103 +179,3 @@ def _rows(network: Network, groups: Sequence[tuple[int, ...]], batch: int, devic
     used = {i for core in operands for i in core} - {"*"}
     last = plan(tuple(operands), ("*", *columns), (("*", batch), *((i, m) for i, m in sizes.items() if i in used)))
     return Rows(tuple(merged), tuple(digits), last, total + seconds(last, device))
-
-
-# ---------------------------------------------------------------- convolution
-
-
-class Conv(NamedTuple):
-    """A convolution through the cores: some act on the input, some make the kernel, the rest act on the result.
-
-    Attributes
-    ----------
-    before, middle, after : Plan
-        Input with `early` cores; the cores of the kernel; the convolved map with `late` cores.
-    early, inner, late : tuple of int
-        Which cores go where.
-    folded, groups : int
-        Channels that ride along as batch; groups of the middle convolution.
-    unfolded : tuple of int
-        Sizes of the result's channel indices: folded ones, groups, channels out.
-    channels : tuple of int
-        Channels of the middle: out of it per group, into it per group.
-    seconds : float
-    """
-
-    before: Plan
-    middle: Plan
-    after: Plan
-    early: tuple[int, ...]
-    inner: tuple[int, ...]
-    late: tuple[int, ...]
-    folded: int
-    groups: int
-    unfolded: tuple[int, ...]
-    channels: tuple[int, int]
-    seconds: float
-
-
-@lru_cache(maxsize=4096)
-def conv(network: Network, batch: int, positions: int, device: Device, training: bool, transposed: bool) -> Conv:
-    """The cheapest `Conv`: every split of the cores into before, middle and after is priced.
-
-    Parameters
-    ----------
-    batch, positions : int
-        Images, and pixels of one.
-    transposed : bool
-        Whether the weight's first axis is the input's, as in a transposed convolution.
-    """
-    kernel = {i for axis in network.axes[2:] for i in axis}
-    fixed = [k for k, core in enumerate(network.operands) if kernel & set(core)]
-    others = [k for k in range(len(network.operands)) if k not in fixed]
-    found = []
-    for places in product(range(3), repeat=len(others)):
-        early, inner, late = (tuple(k for k, p in zip(others, places, strict=True) if p == side) for side in range(3))
-        found.append(
-            _conv(
-                network,
-                (early, tuple(sorted((*fixed, *inner))), late),
-                (batch, positions),
-                device,
-                training,
-                transposed,
-            )
-        )
-    return min(found, key=lambda made: made.seconds)
-
-
-def _conv(
-    network: Network,
-    split: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
-    extent: tuple[int, int],
-    device: Device,
-    training: bool,
-    transposed: bool,
-) -> Conv:
-    early, inner, late = ([network.operands[k] for k in part] for part in split)
-    source, target = network.axes[:2][::-1] if not transposed else network.axes[:2]
-    kernel = tuple(i for axis in network.axes[2:] for i in axis)
-    size = {"*": extent[0], ".": extent[1], **network.sizes}
-    outside = {i for core in late for i in core} | set(target)
-    here = {i for core in inner for i in core}
-    up = [i for i in dict.fromkeys([*source, *(i for core in early for i in core)]) if i in outside | here]
-    folded = tuple(i for i in up if i not in here)
-    groups = tuple(i for i in up if i in here and i in outside)
-    into = tuple(i for i in up if i in here and i not in outside)
-    out = tuple(dict.fromkeys(i for core in inner for i in core if i not in up and i not in kernel and i in outside))
-
-    def planned(operands: Sequence[Indices], output: Indices) -> Plan:
-        used = {i for core in (*operands, output) for i in core}
-        return plan(tuple(operands), output, tuple((i, n) for i, n in size.items() if i in used))
-
-    before = planned([("*", *source, "."), *early], ("*", *folded, *groups, *into, "."))
-    body = (*groups, *into, *out, *kernel) if transposed else (*groups, *out, *into, *kernel)
-    middle = planned(inner, body)
-    after = planned([("*", *folded, *groups, *out, "."), *late], ("*", *target, "."))
-    count, m, n = (prod(size[i] for i in part) for part in (groups, out, into))
-    columns, taps = extent[0] * extent[1] * prod(size[i] for i in folded), prod(size[i] for i in kernel)
-    total = convolution(count, m, n, taps, columns, device, training=training)
-    total += sum(seconds(p, device, training=training) for p in (before, middle, after))
-    unfolded = tuple(size[i] for i in (*folded, *groups, *out))
-    return Conv(before, middle, after, *split, prod(size[i] for i in folded), count, unfolded, (m, n), total)

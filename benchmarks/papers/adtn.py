@@ -27,31 +27,37 @@ quotation.
 
 **What is claimed, and what is not.** At M = 1 a wall without activation is a tensor train of bond 2: each of the
 two matrices has rank 4 at most. It does not approximate a trained weight (its relative error there is close to 1).
-What is shown is that a *network* with such layers, trained end to end, classifies as well; which says as much about
-how little these two layers have to do as about the format. The controls are there to tell one from the other:
+What the paper shows is that a *network* with such layers, trained end to end, classifies as well; that says as much
+about how little these two layers have to do as about the format. The controls are there to tell one from the other:
 `svd`, the smallest truncated SVD there is (rank 1 in each layer); `narrow`, one hidden unit, which is the narrowest
 there is (and `whole head`, as many hidden units as give a head of the same size); `frozen`, the same wall with its
-random gates left alone; and, on the cached features, `no hidden layer`, 512 → 10 at once. Biases and the last
-layer, as in the paper, stay dense in all.
+random gates left alone; and, on the cached features, `svd, rank 4`, the wall's rank without the wall's structure, and
+`no hidden layer`, 512 → 10 at once. Biases and the last layer, as in the paper, stay dense in all.
 
-`adtn` starts from fresh gates near the identity; `adtn, two stages` fits the trained dense weights first and then
-minimizes the task's loss through the generator, with the rest of the network trained alongside. Accuracy is that of
-the last step on the test images, mean ± sample deviation (number of seeds); weights are fitted on nine tenths of
-the training images, and the test images are scored once.
+`adtn` starts from random gates, as large together as the dense weight is made. `adtn, two stages` goes on in the dense
+network once that is trained: random gates are turned towards its weights (the cosine of the two is maximized by
+gradient), scaled until the weight has the deviation of the trained one, and then minimize the task's loss, the rest of
+the network with them. The closed form of the first stage, the least distance, is no start: of the layers' squares it
+catches 0.01 % and 1.3 %, 43 % of the former in one entry of two hundred, and a network that starts there, scaled or
+not, was still at chance after an epoch.
+
+Accuracy is that of the last step on the test images, mean ± sample deviation (number of seeds); weights are fitted on
+nine tenths of the training images, and the test images are scored once.
 """
 
-HEAD = Recipe(epochs=2, batch=512, rates=(1e-3, 5e-3, 2e-2))
+HEAD = Recipe(epochs=4, batch=128, rates=(1e-3, 2e-2), smoothing=0.1)
 CIFAR = Recipe(epochs=60, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
 FEATURES = """\
 The convolutions are those of a VGG-16-BN trained on CIFAR-10 (92.25 % with its own head) and stay as they are; the
-head is trained on their 512 features of every image, computed once, and of augmented copies. The network counted
-here is the head. The training images were known to the convolutions, so the accuracy of every row is bounded by
-what these make of the test images."""
+head is trained on their 512 features of every image, computed once, and of augmented copies, each feature standardized.
+The network counted here is the head. The training images were known to the convolutions, so the accuracy of every row
+is bounded by what these make of the test images; and as they stay as they are, they cannot arrange their features for
+a wall, as those of a network that is trained as a whole can, which is what the paper trains."""
 
 
 def walls(model: nn.Module, shapes: Sequence[tuple[int, ...]], depth: int) -> dict[str, Format]:
     """A wall of this depth for every weight of these shapes."""
-    return {name: Format(f"adtn(depth={depth})", depth) for shape in shapes for name in find(model, shape)}
+    return {name: Format(f"adtn(depth={depth})", 2) for shape in shapes for name in find(model, shape)}
 
 
 def controls(build: Callable[[], nn.Module], model: nn.Module, layers: Layers) -> list[Method]:
@@ -83,7 +89,7 @@ def methods(
     for depth in depths:
         layers, stated = walls(model, shapes, depth), published[1] if depth == depths[0] else {}
         made.append(Method(f"adtn M={depth}", "paper", build, layers, published=stated))
-        made.append(Method(f"adtn M={depth}, two stages", "paper", build, layers, start="fit", published=stated))
+        made.append(Method(f"adtn M={depth}, two stages", "paper", build, layers, start="aligned", published=stated))
     made.append(Method(f"adtn M={depths[0]}, frozen", "control", build, first, frozen=True))
     return made + controls(build, model, first)
 
@@ -128,9 +134,11 @@ def on_features(load_data: Callable[[float], Data] = cached) -> Study:
     shapes = [(4096, 512), (4096, 4096)]
     published = {"accuracy": "90.17"}, {"parameters": 424, "accuracy": "91.74"}
     rows = methods(head, shapes, (1,), published)
-    rows.append(Method("no hidden layer", "control", partial(nn.Linear, 512, 10), start="dense"))
     names = ["fc1.weight", "fc2.weight"]
-    return Study("vgg16-head", "cifar10-features", (names, head), rows, HEAD, load_data, note=FEATURES)
+    free = {name: Format("svd", 4) for name in names}
+    rows.append(Method("svd, rank 4", "control", head, free, note="the rank of a wall with M = 1, with free factors"))
+    rows.append(Method("no hidden layer", "control", partial(nn.Linear, 512, 10), start="dense"))
+    return Study("vgg16-head", "cifar10-features", (names, head), rows, HEAD, load_data, note=FEATURES, least=0.5)
 
 
 def studies() -> list[Study]:

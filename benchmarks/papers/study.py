@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.papers.changes import Layers, compressed, count, narrowed, tensorized, weights_of
+from benchmarks.papers.changes import Layers, aligned, compressed, count, narrowed, tensorized, weights_of
 from benchmarks.papers.train import TRIAL, Batches, Data, Recipe, accuracy, device, fit, pace
 
 __all__ = ["Method", "Row", "Study", "counted", "train"]
@@ -36,8 +36,9 @@ class Method:
         Formats by parameter; empty for the dense network.
     narrow : mapping
         Parameters allowed per layer for the control with fewer units.
-    start : {"fresh", "fit", "dense"}
-        Fresh cores; cores fitted to the weights the dense network was trained to; or no cores.
+    start : {"fresh", "fit", "aligned", "dense"}
+        Fresh cores; cores fitted to the weights the dense network was trained to; fresh cores turned towards those
+        weights; or no cores.
     trained, frozen : bool
         Whether the network is trained at all, and whether the cores are left as they were drawn.
     published : mapping
@@ -61,7 +62,8 @@ class Method:
         if self.narrow:
             return narrowed(model, self.narrow)
         if self.layers:
-            model = (compressed if self.start == "fit" else tensorized)(model, self.layers)
+            made = {"fresh": tensorized, "fit": compressed, "aligned": aligned}[self.start]
+            model = made(model, self.layers)
         if self.frozen:
             for name in self.layers:
                 model.get_submodule(name.removesuffix(".weight")).cores.requires_grad_(False)
@@ -78,6 +80,8 @@ class Study:
         Names of the replaced weights in the dense network, and that network.
     load : callable
         ``load(deadline)`` gives the data; what takes longer is left out where it can be.
+    least : float
+        Epochs below which a shortened schedule says nothing: then no row is run.
     """
 
     net: str
@@ -88,6 +92,7 @@ class Study:
     load: Callable[[float], Data]
     seeds: int = 3
     note: str = ""
+    least: float = 1.0
 
 
 # --------------------------------------------------------------------------------------------------- counts
@@ -130,15 +135,15 @@ def _count(method: Method) -> tuple[int, int]:
 def train(study: Study, minutes: float, say: Callable[[str], None] = print) -> Iterator[Row]:
     """The rows of a study, each as soon as all its seeds have run; as many steps for all as fit into the minutes.
 
-    A budget that does not allow one epoch for every row and seed runs nothing: then the rows are those of `counted`.
+    A budget that does not allow `least` epochs for every row and seed runs nothing: the rows are those of `counted`.
     """
     start, rows = time.perf_counter(), counted(study)
     deadline = start + 60 * minutes
     data = study.load(start + 20 * minutes)
     full = study.recipe.steps(len(data.train.y))
     steps = min(full, _affordable(study, data, deadline - time.perf_counter()))
-    if steps < min(full, len(data.train.y) // study.recipe.batch):
-        say(f"{study.net} on {study.data}: {minutes:.0f} minutes do not allow an epoch of every row: not run")
+    if steps < min(full, int(study.least * len(data.train.y) / study.recipe.batch)):
+        say(f"{study.net} on {study.data}: {minutes:.0f} minutes are too few for {study.least:g} epochs a row: not run")
         return
     schedule = {"schedule": str(study.recipe), "steps": steps, "full_steps": full, "budget_minutes": _finite(minutes)}
     dense: dict[int, nn.Module] = {}

@@ -56,6 +56,8 @@ class Recipe:
         Of several, every row takes the one that does best on the validation split after `TRIAL` of the steps.
     taught : bool
         Whether half of the loss is the distillation of the trained dense network.
+    smoothing : float
+        Share of every label that is spread over all classes.
     """
 
     epochs: float
@@ -64,6 +66,7 @@ class Recipe:
     decay: float = 0.0
     augmented: bool = False
     taught: bool = False
+    smoothing: float = 0.0
 
     def steps(self, size: int) -> int:
         """Steps of the full schedule on so many examples."""
@@ -73,10 +76,11 @@ class Recipe:
         crops = ", random crops and flips" if self.augmented else ""
         decay = f", weight decay {self.decay:g}" if self.decay else ""
         taught = ", taught by the dense network" if self.taught else ""
+        smooth = f", labels smoothed by {self.smoothing:g}" if self.smoothing else ""
         choice = " or ".join(f"{rate:g}" for rate in self.rates)
         chosen = f" (chosen on validation after {TRIAL:.0%} of the steps, seed 0)" if len(self.rates) > 1 else ""
         rate = f"rate {choice}{chosen} falling to 0 along a cosine"
-        return f"AdamW, {rate}{decay}, batch {self.batch}{crops}{taught}, {self.epochs:g} epochs"
+        return f"AdamW, {rate}{decay}, batch {self.batch}{crops}{smooth}{taught}, {self.epochs:g} epochs"
 
 
 def device() -> torch.device:
@@ -173,7 +177,8 @@ def _augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
 def fit(model: nn.Module, batches: Batches, recipe: Recipe, rate: float, teacher: nn.Module | None = None) -> int:
     """Train `model` in place, one pass over `batches`; the steps taken."""
     options = {"lr": rate, "weight_decay": recipe.decay, "teacher": teacher if recipe.taught else None}
-    tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, **options)
+    loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
+    tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options)
     return batches.taken
 
 

@@ -11,7 +11,8 @@ from tnc import Decomposition, Network
 from tnc.contract import ACTIVATIONS
 from tnc.errors import RankError, WeightError
 from tnc.typing import Array, Rank, Shape
-from tnc_plugins.brickwall import first, sites, train, wall
+from tnc_plugins.brickwall import first, train, wall
+from tnc_plugins.digits import base, sites
 from tnc_plugins.gates import deepen, widen
 
 __all__ = ["ADTN"]
@@ -27,17 +28,16 @@ class ADTN(Decomposition):
     512 -> 4096 -> 4096 at M = 1. Every axis is padded to a power of d; a fit masks the padding.
 
     A generator to train in its network, not an approximator: M = 1 is a tensor train of rank d (fitted in closed
-    form; a matrix of rank at most d^2), more is fitted by gradient, and at equal parameters a truncated SVD has the
-    smaller Frobenius error for most trained weights.
+    form; a matrix of rank at most d^2), more is fitted by gradient; a truncated SVD is mostly nearer at equal size.
 
     Parameters
     ----------
     depth : int, optional
-        Layers M, whatever the rank. With None the rank is the depth, at most 16.
+        Layers M; the rank is the gate dimension d. With None the rank is the depth, at most 16.
     activation : str
         ``s``: a key of `tnc.contract.ACTIVATIONS`. The last layer is linear.
     dimension : int
-        d.
+        The least d. A larger one, up to the rank, may pad a weight to 8 times its size at most.
     steps : int, optional
         Of the gradient fit; by default at most 800, fewer for large weights.
 
@@ -54,24 +54,27 @@ class ADTN(Decomposition):
     def __post_init__(self) -> None:
         least = min(n if n is not None else 1 for n in (self.depth, self.steps))
         if least < 1 or self.dimension < 2 or self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise WeightError(f"{self}: depth and steps of at least 1, a dimension of at least 2 and one of {known}")
+            raise WeightError(f"{self}: depth and steps from 1, a dimension from 2 and one of {', '.join(ACTIVATIONS)}")
+
+    @property
+    def step(self) -> int:
+        return self.dimension if self.depth else 1
 
     def network(self, shape: Shape, rank: Rank) -> Network:
         """``"m0 r1, r2 n1, m1 n0 r1 r2 -> (m0 m1) (n0 n1)"`` for a 4 x 4 matrix at depth 1."""
         if not isinstance(rank, Integral) or rank < 1:
-            raise RankError(f"rank {rank!r}: {self} takes a whole number of at least 1, its depth where none is stated")
-        axes = sites(shape, self.dimension)
+            raise RankError(f"rank {rank!r}: {self} takes a whole number, its gate dimension or where free its depth")
+        d = self.dimension if self.depth is None else base(shape, self.dimension, int(rank))
+        axes = sites(shape, d)
         if sum(map(len, axes)) < 2:
             raise WeightError(f"a weight of shape {tuple(shape)} has fewer than two sites for {self}")
-        return wall(axes, self.dimension, self.depth or min(int(rank), 16), self.activation)
+        return wall(axes, d, self.depth or min(int(rank), 16), self.activation)
 
     def fit(
         self, x: Array, network: Network, *, seed: int = 0, metric: Array | None = None, progress: Progress = None
     ) -> list[Array]:
         """Closed form at depth 1, gradient beyond; `progress` gets the step, the number of steps and the error."""
-        bottom = first(network)
-        exact = super().fit(x, train(bottom), seed=seed, metric=metric)
+        exact = super().fit(x, train(bottom := first(network)), seed=seed, metric=metric)
         if bottom is network:
             return widen(exact, network)
         return deepen(x, network, exact, seed=seed, steps=self.steps, progress=progress)

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 
 from tnc import Network
-from tnc.modes import roles
 from tnc.network import Feed
-from tnc.typing import Shape
 
-__all__ = ["first", "sites", "train", "wall"]
-
-
-def sites(shape: Shape, dimension: int) -> list[list[str]]:
-    """Names of the sites of every axis: as many as its length has digits, so that each axis is padded to a power."""
-    role = roles(shape)
-    letter = {role.rows: "m", role.columns: "n"} | dict.fromkeys(role.stack, "s") | dict.fromkeys(role.kernel, "k")
-    number = {name: count() for name in "smnk"}
-    digits = [next(q for q in count() if dimension**q >= length) for length in shape]
-    return [[f"{letter[axis]}{next(number[letter[axis]])}" for _ in range(q)] for axis, q in enumerate(digits)]
+__all__ = ["first", "train", "wall"]
 
 
 def wall(axes: Sequence[Sequence[str]], dimension: int, depth: int, activation: str) -> Network:

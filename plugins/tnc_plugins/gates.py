@@ -11,13 +11,16 @@ from array_api_compat import array_namespace
 from tnc import Network
 from tnc.contract import dense
 from tnc.gradient import descend
-from tnc.linalg import like, relative_error
+from tnc.linalg import balance, like, norm, relative_error
 from tnc.typing import Array
 
 __all__ = ["deepen", "start", "widen"]
 
 _WORK = 1 << 30
-"""Entries of all layers and steps that a fit may touch unless it is told how long: about half a minute on 2 cores."""
+"""Entries of all layers and steps, times those of a gate's row: what a fit may cost unless it is told how long.
+
+About half a minute on 2 cores.
+"""
 
 
 def start(network: Network, seed: int = 0, noise: float = 0.1) -> list[np.ndarray]:
@@ -60,7 +63,8 @@ def deepen(
     """Gates of a deep network by gradient, never worse than its last layer alone, whose cores are `exact`."""
     gates = [like(gate, x) for gate in start(network, seed)]
     layers = len(gates) // len(exact)
-    steps = steps or min(800, max(60, _WORK // (layers * prod(network.shape))))
+    row = prod(network.core_shapes[-1][:2])
+    steps = steps or min(800, max(20, _WORK // (layers * prod(network.shape) * row)))
     found = descend(x, network, gates, steps=steps, progress=progress)
-    shallow = descend(x, network, widen(exact, network), steps=1)
+    shallow = descend(x, network, widen(balance(exact, 1 / (norm(x) or 1.0)), network), steps=1)
     return min(shallow, found, key=lambda cores: relative_error(x, dense(network, cores, x.shape)))

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from array_api_compat import torch as xp  # noqa: E402 - after the check that torch is here
 
+from tests.nn.clouds import QUIET, loader, net  # noqa: E402
 from tnc.contract import dense  # noqa: E402
 from tnc.fit import random_cores  # noqa: E402
 from tnc.nn.execution import EXECUTIONS  # noqa: E402
@@ -126,3 +127,12 @@ def snapshot(model):
 def planted():
     """The functions above."""
     return SimpleNamespace(plant=plant, gap=gap, total=total, compressed=compressed, agree=agree, snapshot=snapshot)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that tells the clouds apart."""
+    torch.manual_seed(0)
+    model = net()
+    tnc.nn.heal(model, loader(2000), epochs=3, lr=3e-3, **QUIET)
+    return model

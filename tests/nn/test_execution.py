@@ -90,6 +90,28 @@ def test_training_keeps_inputs_and_cores_alone(planted, method, execution):
     assert sum(t.numel() for t in saved(small, x) if t.data_ptr() not in cores) <= 1.2 * x.numel()
 
 
+@pytest.mark.parametrize("execution", ["auto", "factorized"])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("method", ["svd", "tucker", "mpo(order=2)", "ring(order=1)"])
+def test_training_a_convolution_keeps_its_input_and_cores_alone(planted, method, kind, execution):
+    small = planted.compressed(planted.plant(kind(16, 24, 3), method), method, execution=execution)
+    x = torch.randn(4, 16, 14, 14, requires_grad=True)
+    cores = {core.data_ptr() for core in small.cores}
+    kept = {t.data_ptr(): t.numel() for t in saved(small, x) if t.data_ptr() not in cores}
+    through = small.schedule.plan(4 * 14 * 14, True)
+    rebuilt = 0 if through else 1.5 * small.weight.numel()  # the dense layer has its weight, and this one's steps
+    assert x.numel() <= sum(kept.values()) <= 1.2 * x.numel() + rebuilt
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_convolution_is_planned_for_the_places_of_its_kernel(transposed):
+    kind = tnc.nn.ConvTranspose2d if transposed else tnc.nn.Conv2d
+    layer, asked = kind(64, 64, 3, stride=4, padding=1, decomposition="tucker", rank=0.1), []
+    layer.schedule = type("Asked", (), {"plan": lambda self, size, training: asked.append(size)})()
+    layer(torch.randn(2, 64, 32, 16))
+    assert asked == [2 * 32 * 16 if transposed else 2 * 8 * 4]
+
+
 def test_auto_spares_small_batches_the_weight(planted, method, rebuilt):
     """Rebuilding a large weight for one row costs far more than contracting the row."""
     layer = nn.Linear(1024, 1024)
@@ -100,8 +122,8 @@ def test_auto_spares_small_batches_the_weight(planted, method, rebuilt):
 
 
 def test_auto_changes_its_mind_with_the_batch():
-    """A Tucker matrix is rebuilt for a large batch, and never for a single row."""
-    layer = tnc.nn.Linear(512, 512, decomposition="tucker", rank=(16, 16, 16, 16))
+    """A Tucker matrix is rebuilt for a large batch, and never for a single row that its weight would dwarf."""
+    layer = tnc.nn.Linear(2048, 2048, decomposition="tucker", rank=(16, 16, 16, 16))
     for training in (False, True):
         assert layer.schedule.plan(1, training) is not None
     one, many = (layer.schedule.plan(size, True) for size in (1, 65536))

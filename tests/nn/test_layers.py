@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 import tnc
@@ -178,6 +180,48 @@ def test_conv_of_no_images(planted, method, execution):
 def test_conv_of_channels_last(planted, method, execution):
     x = image(2).to(memory_format=torch.channels_last)
     planted.agree(nn.Conv2d(8, 12, 3).to(memory_format=torch.channels_last), method, x, execution=execution)
+
+
+def test_a_kernel_keeps_its_memory_format(planted, method, execution):
+    """A kernel of channels last makes torch compute so, often faster: the compressed layer does as the dense one."""
+    last, plain = torch.channels_last, torch.contiguous_format
+    dense = planted.plant(nn.Conv2d(8, 12, 3).to(memory_format=last), method)
+    small = planted.compressed(dense, method, execution=execution)
+    for layer in (small, copy.deepcopy(small).double(), copy.deepcopy(small).to(memory_format=plain)):
+        form = layer.cores.layout
+        assert layer.weight.is_contiguous(memory_format=getattr(torch, form))
+        for way in (layer.train(), layer.eval()):
+            assert way(image(2).to(layer.bias.dtype)).is_contiguous(memory_format=getattr(torch, form))
+    assert (small.cores.layout, form) == ("channels_last", "contiguous_format")
+    assert layer.to(memory_format=last).cores.layout == "channels_last"
+
+
+def test_gradients_of_some_are_those_of_all(planted, method, execution):
+    """What is frozen, or has no gradient to give, leaves the others' gradients as they were."""
+    small = planted.compressed(
+        planted.plant(nn.Conv2d(8, 12, 3, stride=2).double(), method), method, execution=execution
+    )
+    leaves = {"input": image(2).double().requires_grad_(), **dict(small.named_parameters())}
+
+    def gradients(wanted):
+        for name, leaf in leaves.items():
+            leaf.grad = None
+            leaf.requires_grad_(name in wanted)
+        planted.total(small(leaves["input"])).backward()
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+
+    expected = gradients(leaves)
+    for wanted in [*({name} for name in leaves), set(leaves) - {"input"}]:
+        assert planted.gap(gradients(wanted), {name: expected[name] for name in wanted}) < 1e-12
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_gradients_of_no_images(planted, method, execution, kind):
+    small = planted.compressed(planted.plant(kind(8, 12, 3), method), method, execution=execution)
+    x = image(2, batch=0).requires_grad_()
+    small(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad.shape == p.shape and not p.grad.any() for p in small.parameters())
 
 
 # ------------------------------------------------------- transposed convolutions

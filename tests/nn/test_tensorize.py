@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 
 import tnc
+from tnc.contract import dense
 from tnc.errors import MatchError, RankError, TncError, WeightError
 
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
+
+from tnc.nn import factorized  # noqa: E402
 
 SEEDS = 10
 
@@ -126,12 +130,12 @@ def test_ties_stay():
 
 
 def test_the_seed_is_torchs():
-    made = []
+    given, made = nn.Sequential(nn.Linear(16, 16)), []
     for seed in (3, 3, 4):
-        model = nn.Sequential(nn.Linear(16, 16))
+        model = copy.deepcopy(given)
         torch.manual_seed(seed)
         made.append(tensorized(model, rank=2)[0].weight)
-    assert made[1].shape == (16, 16) and not torch.equal(made[0], made[2])
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
 
 
 def test_saved_and_loaded(tmp_path):
@@ -231,3 +235,17 @@ def test_bad_requests_change_nothing(planted, rules, rank, error, said):
     assert {name: id(p) for name, p in model.named_parameters()} == before
     with pytest.raises(TncError, match="auto, dense, factorized"):
         tensorized(model, tnc.Rule("0.*", "svd", 2), None, execution="quick")
+
+
+@pytest.mark.parametrize("decomposition", ["svd", "mpo(order=3)", "ring", "cp", "stt"])
+def test_random_vectors_measure_what_contraction_does(decomposition, monkeypatch):
+    """A network that is too dear to contract with itself is measured by its action."""
+    layer = tnc.nn.Linear(90, 64, decomposition=decomposition, rank=0.2)
+    cores = [core.detach() for core in layer.cores]
+    exact, measured = [], []
+    for found, most in ((exact, 1e9), (measured, 0)):
+        monkeypatch.setattr(factorized, "_EXACT", most)
+        found.append(factorized.mean_square(layer.cores.network, cores, (64, 90)))
+    assert exact != measured  # two ways indeed
+    assert exact[0] == pytest.approx(float(dense(layer.cores.network, cores).square().mean()), rel=1e-4)
+    assert measured[0] == pytest.approx(exact[0], rel=0.15)

@@ -68,7 +68,7 @@ def learned(row, least=0.5):
 
 
 def test_mpo_trains_every_row_and_keeps_the_rows_it_does_not_run(tmp_path, digits):
-    fc2, lenet5 = (small(study, digits, epochs=12) for study in mpo.studies()[:2])
+    fc2, lenet5 = (small(study, digits, epochs=n) for study, n in zip(mpo.studies()[:2], (12, 1), strict=True))
     rows, text = run(mpo, "mpo", [fc2, lenet5], tmp_path, nets=["fc2"])
 
     ours = [row for row in rows if row["net"] == "fc2"]
@@ -143,6 +143,15 @@ def test_without_time_for_an_epoch_nothing_is_run(tmp_path, digits):
     assert text.count("| not run |") == len(rows) and "Nothing of this table has been run." in text
 
 
+@pytest.mark.parametrize(("least", "runs"), [(1.0, 0), (0.5, 1)])
+def test_a_study_says_how_short_a_schedule_may_be(tmp_path, digits, monkeypatch, least, runs):
+    monkeypatch.setattr("benchmarks.papers.study._affordable", lambda *_: 2)  # an epoch has three steps
+    study = replace(small(mpo.studies()[0], digits, epochs=10, seeds=1), least=least)
+    rows, text = run(mpo, "mpo", [replace(study, methods=study.methods[:1])], tmp_path, minutes=5)
+    assert [len(row["runs"]) for row in rows] == [runs]
+    assert ("2 of 30 steps" in text) == bool(runs)
+
+
 def test_what_is_not_there_is_said(capsys):
     with pytest.raises(SystemExit):
         cli.main(["mpo", "--net", "vgg99"])
@@ -210,6 +219,7 @@ def test_no_page_in_the_docs_has_a_number_without_a_run():
         held = report.read(cli.DOCS / f"{name}.json")
         text = (cli.DOCS / f"{name}.md").read_text(encoding="utf-8")
         lines = re.findall(r"^\| .* \|$", text, flags=re.MULTILINE)
+        assert held, name
         for one in held:
             assert report.table([one]).splitlines()[-1] in lines
             assert one["runs"] or "date" not in one

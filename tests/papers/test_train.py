@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
 
-from benchmarks.papers.features import features, trunk  # noqa: E402
-from benchmarks.papers.train import Batches, Recipe, accuracy, fit, split  # noqa: E402
+from benchmarks.papers.features import features, standardized, trunk  # noqa: E402
+from benchmarks.papers.train import Batches, Data, Recipe, Split, accuracy, fit, split  # noqa: E402
 from tnc.data import Images  # noqa: E402
 
 
@@ -85,3 +85,27 @@ def test_features_are_computed_once_and_augmented_copies_stop_at_the_deadline(da
     assert torch.equal(again.train.x, full.train.x) and len(calls) == 2
     expected = made()(data.prepared(data.test.x)).flatten(1)
     torch.testing.assert_close(again.test.x, expected.detach())
+
+
+def test_features_are_standardized_by_the_training_split_alone():
+    y, none = torch.zeros(4, dtype=torch.int64), torch.zeros(1)
+    x = torch.tensor([[1.0, 5.0], [3.0, 5.0], [1.0, 5.0], [3.0, 5.0]])  # the second never varies
+    data = standardized(Data(Split(x, y), Split(x + 2, y), Split(10 * x, y), none, none + 1))
+    torch.testing.assert_close(data.train.x.std(0), torch.tensor([1.0, 0.0]))
+    unit = (4 / 3) ** 0.5
+    torch.testing.assert_close(data.validation.x, torch.stack([(x[:, 0] + 2 - 2) / unit, torch.zeros(4)], 1))
+    torch.testing.assert_close(data.test.x[:, 0], (10 * x[:, 0] - 2) / unit)
+
+
+def test_smoothed_labels_keep_outputs_finite(data):
+    """Trained to the end, a right label of 1 pulls its output to infinity, one of 0.9 + 0.1 / 5 to log(0.92 / 0.02)."""
+    gaps = []
+    for smoothing in (0.1, 0.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+        recipe = Recipe(epochs=1, batch=16, rates=(1e-2,), smoothing=smoothing)
+        fit(model, Batches(data, data.train, batch=16, steps=600), recipe, 1e-2)
+        top = model(data.prepared(data.train.x)).detach().topk(2).values
+        gaps.append(float((top[:, 0] - top[:, 1]).mean()))
+        assert ("smoothed by 0.1" in str(recipe)) == bool(smoothing)
+    assert gaps[0] == pytest.approx(np.log(0.92 / 0.02), abs=0.1) and gaps[1] > 2 * gaps[0]

@@ -107,20 +107,6 @@ def test_depth_one_is_a_train_of_matrix_rank_four():
     assert np.linalg.matrix_rank(dense(deeper, start(deeper, noise=1.0))) > 4
 
 
-def test_the_rank_is_the_depth_where_none_is_stated():
-    free = ADTN(depth=None)
-    assert free.network((8, 8), 3) == ADTN(depth=3).network((8, 8), 1)
-    assert free.network((8, 8), 99) == free.network((8, 8), 16)
-    assert ADTN(depth=2).network((8, 8), 3) == ADTN(depth=2).network((8, 8), 1)
-
-
-def test_policies_choose_a_depth():
-    weight = spectral(32, 1.0)
-    network = tnc.Ratio(0.5).choose(weight, ADTN(depth=None))
-    assert network == ADTN(depth=3).network(weight.shape, 1)  # 52 + 2 * 144 = 340 of 1024
-    assert tnc.Ratio(0.5).choose(weight, ADTN()) == ADTN().network(weight.shape, 1)
-
-
 @pytest.mark.parametrize("field", [{"depth": 0}, {"dimension": 1}, {"steps": 0}, {"activation": "step"}])
 def test_impossible_fields(field):
     with pytest.raises(WeightError, match="adtn"):

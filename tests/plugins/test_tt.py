@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tnc
-from tnc import Factorization
+from tests.errors import error_of, least_error
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
 
@@ -35,11 +35,10 @@ def test_a_pointwise_kernel_needs_no_core_of_its_own():
 @pytest.mark.parametrize("rank", [1, 4, 7])
 def test_the_middle_bond_is_the_rank_of_the_matrix(rank, place, rng):
     weight = rng.standard_normal((24, 20))
-    values = np.linalg.svd(weight, compute_uv=False)
-    tt, mine = TT(rows=(4, 6), columns=(4, 5)), place.from_numpy(weight)
+    tt = TT(rows=(4, 6), columns=(4, 5))
     network = tt.network(weight.shape, (4, rank, 5))
-    error = Factorization(network, tt.fit(mine, network), weight.shape).error(mine)
-    assert error == pytest.approx(np.linalg.norm(values[rank:]) / np.linalg.norm(values), rel=1e-9)
+    error = error_of(place.from_numpy(weight), tt, network)
+    assert error == pytest.approx(least_error(weight, rank), rel=1e-9)
 
 
 def test_no_worse_than_left_to_right(rng):
@@ -51,7 +50,7 @@ def test_no_worse_than_left_to_right(rng):
         rest = (values[:rank, None] * right[:rank]).reshape(min(rank, len(values)) * mode, -1)
     missed = 1 - np.linalg.norm(rest) ** 2 / np.linalg.norm(weight) ** 2
     network = TT().network(weight.shape, rank)
-    assert Factorization(network, TT().fit(weight, network), weight.shape).error(weight) <= 1.001 * np.sqrt(missed)
+    assert error_of(weight, TT(), network) <= 1.001 * np.sqrt(missed)
 
 
 @pytest.mark.parametrize(

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tnc.cost import Device
 from tnc.nn import execution
+from tnc.nn.cores import PLAIN, arranged, layout
 from tnc.nn.factorized import Factorized
-from tnc.nn.recompute import recomputed, tracked
-from tnc.nn.through import convolve
-from tnc.planner import Conv
+from tnc.nn.recompute import tracked
+from tnc.nn.through import Route, Window, convolve
+from tnc.splits import Conv
+from tnc.typing import Shape
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
-
-_FORWARD: dict[int, Any] = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}
-_TRANSPOSED: dict[int, Any] = {
-    1: nn.functional.conv_transpose1d,
-    2: nn.functional.conv_transpose2d,
-    3: nn.functional.conv_transpose3d,
-}
 
 
 class _Convolution(Factorized):
@@ -31,9 +24,9 @@ class _Convolution(Factorized):
 
     transposed: bool
     groups: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
+    kernel_size: Shape
+    stride: Shape
+    dilation: Shape
     padding: Any
     padding_mode: str
     _reversed_padding_repeated_twice: list[int]
@@ -42,93 +35,68 @@ class _Convolution(Factorized):
         cores = self.cores
         if self.groups > 1:  # the decomposition mixes channels across groups: only the whole kernel respects them
             return execution.Schedule()
-        return execution.convolution(cores.network, cores.shape, self.execution, rates, self.transposed)
+        return execution.convolution(
+            cores.network, cores.shape, self.execution, rates, self.transposed, prod(self.stride)
+        )
 
-    def planned(self, input: Tensor) -> Conv | None:
-        """The plan for an input, or None where the kernel is rebuilt."""
+    def planned(self, input: Tensor, positions: int) -> Conv | None:
+        """The plan for an input over so many places of the kernel, or None where the kernel is rebuilt."""
         if input.dim() < len(self.cores.shape):  # no batch
             return None
-        return self.schedule.plan(prod(input.shape[2:]) * input.shape[0], tracked(input, *self.cores))
+        return self.schedule.plan(input.shape[0] * positions, tracked(input, *self.cores))
 
-    def through(self, input: Tensor, made: Conv, function: Callable[..., Tensor]) -> Tensor:
-        """Run a plan, keep the memory format, add the bias."""
+    def through(self, input: Tensor, made: Conv, padding: Shape, extent: Shape) -> Tensor:
+        """Run a plan, keep the memory format."""
+        window = Window(self.stride, padding, self.dilation, self.transposed, extent, self.cores.layout)
+        route = Route(made, self.cores.network, self.cores.shape, window)
+        output = convolve(route, input, self._parameters["bias"], tuple(self.cores))
+        form = layout(input)  # torch's answer is channels last where input or kernel is
+        return arranged(output, self.cores.layout if form == PLAIN else form)
 
-        def run(input: Tensor, *cores: Tensor) -> Tensor:
-            return convolve(input, cores, self.cores.network, made, self.cores.shape, function, self.transposed)
-
-        output = recomputed(run, input, *self.cores)
-        if input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
-            output = output.contiguous(memory_format=torch.channels_last)
-        if self._parameters["bias"] is None:
-            return output
-        return output + self.bias.to(output.dtype).reshape(-1, *(1 for _ in self.kernel_size))
+    def _apply(self, fn: Any, recurse: bool = True) -> Factorized:
+        """As torch's; ``to(memory_format=...)`` is meant for the weight."""
+        sample = next(iter(self.cores)).new_empty((2,) * len(self.cores.shape))
+        self.cores.layout = layout(fn(arranged(sample, self.cores.layout)))
+        return super()._apply(fn, recurse)
 
 
 class _Conv(_Convolution):
     def forward(self, input: Tensor) -> Tensor:
         """As torch's layer, for inputs of shape (batch, in_channels, positions...) or without the batch."""
-        made = self.planned(input)
+        ends = self._reversed_padding_repeated_twice  # numbers, also where `padding` is a word
+        sides = tuple(zip(ends[::2], ends[1::2], strict=True))[::-1]
+        axes = zip(input.shape[2:], sides, self.dilation, self.kernel_size, self.stride, strict=False)
+        made = self.planned(input, prod([(n + sum(side) - d * (k - 1) - 1) // s + 1 for n, side, d, k, s in axes]))
         if made is None:
             return super().forward(input)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-
-        def function(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
-            return _FORWARD[kernel.dim() - 2](x, kernel, None, self.stride, padding, self.dilation, groups)
-
-        return self.through(input, made, function)
+        if self.padding_mode == "zeros" and all(near == far for near, far in sides):
+            padding = tuple(near for near, _ in sides)
+        else:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input, padding = nn.functional.pad(input, ends, mode=mode), (0,) * len(sides)
+        return self.through(input, made, padding, (0,) * len(sides))
 
 
 class _ConvTranspose(_Convolution):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As torch's layer, for inputs of shape (batch, in_channels, positions...) or without the batch."""
-        made = self.planned(input)
+        made = self.planned(input, prod(input.shape[2:]))
         if made is None:
             return super().forward(input, output_size)
         extent = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )
-
-        def function(x: Tensor, kernel: Tensor, groups: int) -> Tensor:
-            transposed = _TRANSPOSED[kernel.dim() - 2]
-            return transposed(x, kernel, None, self.stride, self.padding, extent, groups, self.dilation)
-
-        return self.through(input, made, function)
+        return self.through(input, made, self.padding, tuple(extent))
 
 
-class Conv1d(_Conv, nn.Conv1d):
-    """`torch.nn.Conv1d` with a factorized kernel."""
-
-    base = nn.Conv1d
-
-
-class Conv2d(_Conv, nn.Conv2d):
-    """`torch.nn.Conv2d` with a factorized kernel."""
-
-    base = nn.Conv2d
+def _fast(base: type[nn.Module]) -> Any:
+    """The class that stands for torch's `base`."""
+    kind = _ConvTranspose if base.__name__.startswith("ConvTranspose") else _Conv
+    described = {"__module__": __name__, "__doc__": f"`torch.nn.{base.__name__}` with a factorized kernel."}
+    return type(base.__name__, (kind, base), {"base": base, **described})
 
 
-class Conv3d(_Conv, nn.Conv3d):
-    """`torch.nn.Conv3d` with a factorized kernel."""
-
-    base = nn.Conv3d
-
-
-class ConvTranspose1d(_ConvTranspose, nn.ConvTranspose1d):
-    """`torch.nn.ConvTranspose1d` with a factorized kernel."""
-
-    base = nn.ConvTranspose1d
-
-
-class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
-    """`torch.nn.ConvTranspose2d` with a factorized kernel."""
-
-    base = nn.ConvTranspose2d
-
-
-class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
-    """`torch.nn.ConvTranspose3d` with a factorized kernel."""
-
-    base = nn.ConvTranspose3d
+Conv1d, Conv2d, Conv3d = map(_fast, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+ConvTranspose1d, ConvTranspose2d, ConvTranspose3d = map(
+    _fast, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+)

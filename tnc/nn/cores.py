@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,10 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from tnc.contract import crop, rebuild, recipe
 from tnc.decomposition import Factorization
 from tnc.network import Network
+from tnc.nn.native import xp
 from tnc.nn.recompute import own_precision, tracked
 from tnc.typing import Shape
 
-__all__ = ["Cores", "Rebuild"]
+__all__ = ["PLAIN", "Cores", "Rebuild", "arranged", "layout"]
+
+PLAIN = "contiguous_format"
 
 _PLAIN = frozenset((Tensor, nn.Parameter))
 
@@ -105,6 +107,8 @@ class Cores(Rebuild):
     """
 
     pinned: Tensor | None
+    layout = PLAIN
+    """The memory format of the weight; that of a convolution's kernel decides how torch computes."""
 
     def __init__(self, factorization: Factorization, *, pinned: tuple[int, Tensor] | None = None) -> None:
         super().__init__(factorization.network, factorization.shape)
@@ -120,14 +124,27 @@ class Cores(Rebuild):
         """The value these parameters hold now, detached."""
         return Factorization(self.network, [core.detach() for core in self], self.shape)
 
-    def forward(self, *unused: Tensor) -> Tensor:
-        """The weight of the parameters held."""
-        return super().forward(*self)
+    def forward(self, *cores: Tensor) -> Tensor:
+        """The weight of the parameters held, which a caller who has them at hand may pass."""
+        return super().forward(*(cores or self))
 
     def rebuilt(self, *cores: Tensor) -> Tensor:
         """Rebuild the weight, with the pinned row in its place."""
         weight = super().rebuilt(*cores)
+        weight = weight if self.layout == PLAIN else arranged(weight, self.layout)
         if self.pinned is None:
             return weight
         row = torch.arange(len(weight), device=weight.device)[:, None] == self.row
         return torch.where(row, self.pinned.to(weight.dtype), weight)
+
+
+def layout(weight: Tensor) -> str:
+    """The memory format of a dense weight, by torch's name for it: formats themselves cannot be pickled."""
+    name = {4: "channels_last", 5: "channels_last_3d"}.get(weight.dim(), PLAIN)
+    plain = weight.is_contiguous() or not weight.is_contiguous(memory_format=getattr(torch, name))
+    return PLAIN if plain else name
+
+
+def arranged(weight: Tensor, layout: str) -> Tensor:
+    """A tensor in a memory format."""
+    return weight.contiguous(memory_format=getattr(torch, layout))

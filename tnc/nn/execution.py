@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tnc import cost, planner
+from tnc import cost, planner, splits
 from tnc.backends import get
 from tnc.contract import rebuilds, recipe
 from tnc.cost import Device, device, seconds, step
@@ -25,9 +25,12 @@ __all__ = ["EXECUTIONS", "Schedule", "check", "constants", "convolution", "linea
 EXECUTIONS = ("auto", "dense", "factorized")
 
 _SIZES = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
+_PLACES = _SIZES[2:]  # a feature map is never so small
 _EXPORTED = 64
-_SURE = 1.5
+_SURE = 2.0
 """A convolution through its cores must look so much faster than the kept kernel: its price is the less certain one."""
+_LIKELY = 1.2
+"""A linear map likewise, and a convolution than the rebuilt kernel in training: predictions of equal times err."""
 _IMAGE = 256
 
 
@@ -55,10 +58,12 @@ class Schedule:
         return ranges[-1][1] if ranges else None
 
 
-def ranges(plans: Sequence[Any], same: Callable[[Any], Any]) -> tuple[tuple[int, Any], ...]:
+def ranges(
+    plans: Sequence[Any], same: Callable[[Any], Any], sizes: Sequence[int] = _SIZES
+) -> tuple[tuple[int, Any], ...]:
     """Plans of `_SIZES` as ranges; neighbours that do the same are one: `torch.compile` makes a graph for each."""
     found: list[tuple[int, Any]] = []
-    for size, made in zip(_SIZES, plans, strict=True):
+    for size, made in zip(sizes, plans, strict=True):
         if found and same(found[-1][1]) == same(made):
             found[-1] = size, found[-1][1]
         else:
@@ -70,7 +75,7 @@ def _steps(plan: Plan | None) -> Any:
     return plan and (plan.steps, plan.final)
 
 
-def _parts(made: planner.Conv | None) -> Any:
+def _parts(made: splits.Conv | None) -> Any:
     return made and (made.early, made.inner, _steps(made.before), _steps(made.middle), _steps(made.after))
 
 
@@ -102,6 +107,11 @@ def _rebuilds(network: Network, execution: str) -> bool:
     return execution == "dense" or network.feed is not None or "*" in network.sizes
 
 
+def _again(plan: Plan, rates: Device) -> float:
+    """Time to make a plan's intermediates again for its backward pass: all but the last product."""
+    return sum(step(work, rates) for work in plan.work[:-2])
+
+
 @lru_cache(maxsize=1024)
 def linear(network: Network, shape: Shape, execution: str, rates: Device) -> Schedule:
     """Plans for a linear map.
@@ -117,9 +127,9 @@ def linear(network: Network, shape: Shape, execution: str, rates: Device) -> Sch
         product = step(Work(1, size, shape[0], shape[1], 0), rates)
         way = forth[0] or forth[1]
         assert way is not None  # a rebuild there always is
-        fits = execution == "factorized" or (execution == "auto" and way.seconds < product)
+        fits = execution == "factorized" or (execution == "auto" and _LIKELY * way.seconds < product)
         inference.append(way.plan if fits else None)
-        priced = [(b.seconds + f.seconds, b.plan) for f, b in zip(forth, back, strict=True) if f and b]
+        priced = [(way.seconds + _again(way.plan, rates), way.plan) for way in back if way]
         wanted = {"auto": priced, "factorized": priced[:1], "dense": priced[-1:]}[execution]
         training.append(min(wanted, key=lambda pair: pair[0])[1])
     kept = () if execution == "dense" else ranges(inference, _steps)
@@ -127,22 +137,31 @@ def linear(network: Network, shape: Shape, execution: str, rates: Device) -> Sch
 
 
 @lru_cache(maxsize=1024)
-def convolution(network: Network, shape: Shape, execution: str, rates: Device, transposed: bool) -> Schedule:
-    """Plans for a convolution, by images times positions."""
+def convolution(
+    network: Network, shape: Shape, execution: str, rates: Device, transposed: bool, stretch: int
+) -> Schedule:
+    """Plans for a convolution, by images times places of the kernel.
+
+    In inference a kernel that would be rebuilt is kept; in training it takes the memory of the dense weight.
+    """
     if _rebuilds(network, execution):
         return Schedule()
     source, target = (0, 1) if transposed else (1, 0)
     kernel = prod(shape[2:])
 
-    def chosen(size: int, training: bool) -> planner.Conv | None:
-        positions = min(size, _IMAGE)
-        made = planner.conv(network, max(1, size // _IMAGE), positions, rates, training, transposed)
-        whole = not made.early and not made.late
-        kept = cost.convolution(1, shape[target], shape[source], kernel, size, rates)
-        better = execution == "auto" and not training and kept <= _SURE * made.seconds
-        return None if whole or better else made
+    def chosen(size: int, training: bool) -> splits.Conv | None:
+        extent = splits.Extent(max(1, size // _IMAGE), min(size, _IMAGE), stretch)
+        made = splits.conv(network, extent, rates, training, transposed)
+        if not made.early and not made.late:
+            return None
+        if training:
+            cores = tuple(range(len(network.operands)))
+            whole, sure = splits.planned(network, ((), cores, ()), extent, rates, training, transposed).seconds, _LIKELY
+        else:
+            whole, sure = cost.convolution(1, shape[target], shape[source], kernel, size, rates), _SURE
+        return None if execution == "auto" and whole <= sure * made.seconds else made
 
-    return Schedule(*(ranges([chosen(n, training) for n in _SIZES], _parts) for training in (False, True)))
+    return Schedule(*(ranges([chosen(n, training) for n in _PLACES], _parts, _PLACES) for training in (False, True)))
 
 
 @lru_cache(maxsize=1024)

@@ -22,6 +22,10 @@ from tnc.weights import Rule
 
 __all__ = ["Factorized", "deviation", "fresh", "mean_square", "topology"]
 
+_EXACT = 1e9
+"""Multiplications and additions that the exact mean square of a new weight may cost."""
+_PROBES = 256
+
 
 class Factorized(nn.Module):
     """What all layers here share: `cores` in place of the parameter ``weight``.
@@ -138,11 +142,22 @@ def fresh(network: Network, shape: Shape, deviation: float, dtype: torch.dtype, 
 
 
 def mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
-    """Mean square of the rebuilt entries: the network contracted with itself, so that only a feed is rebuilt."""
+    """Mean square of the rebuilt entries: the network contracted with itself, so that only a feed is rebuilt.
+
+    Where that costs more than `_EXACT`, as for a ring of high rank, its action on random vectors is measured instead,
+    to a few percent.
+    """
     if network.feed is not None:
         return float(contract.dense(network, cores, shape).square().mean())
     twins = [tuple(i if i in network.outer else f"{i}'" for i in core) for core in network.operands]
-    return float(contract.contract([*network.operands, *twins], (), [*cores, *cores])) / math.prod(network.shape)
+    sizes = {name: n for i, n in network.sizes.items() for name in (i, i if i in network.outer else f"{i}'")}
+    exact = contract.plan((*network.operands, *twins), (), tuple(sizes.items()))
+    if exact.flops <= _EXACT or contract.rebuilds(network):
+        return float(contract.run(exact, [*cores, *cores])) / math.prod(network.shape)
+    generator = torch.Generator(cores[0].device).manual_seed(0)
+    columns = math.prod(network.shape[1:])
+    probes = torch.randn(_PROBES, columns, dtype=cores[0].dtype, device=cores[0].device, generator=generator)
+    return float(contract.apply(network, cores, probes).square().sum()) / _PROBES / math.prod(network.shape)
 
 
 def deviation(layer: nn.Module) -> float:

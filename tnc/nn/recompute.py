@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
 from tnc.adjoint import pull, push
+from tnc.nn.native import xp
 from tnc.nn.scratch import room
 from tnc.plans import Plan, run
 
-__all__ = ["contracted", "own_precision", "recomputed", "tracked"]
+__all__ = ["contracted", "own_precision", "recomputed", "tracked", "transformed"]
 
 KEPT = 0.15
 """Entries of intermediates kept for the backward pass, as a share of the input's."""
@@ -84,20 +84,21 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     Plainly called where nothing is differentiated, inside torch.compile, which decides on its own, and under the
     transforms of `torch.func`.
     """
-    if _plainly(tensors):
+    if transformed() or not tracked(*tensors):
         return function(*tensors)
     return _Recomputed.apply(function, *tensors)
 
 
 def contracted(plan: Plan, tensors: Sequence[Tensor], xp: Any = xp) -> Tensor:
     """`tnc.plans.run`, keeping next to nothing but the operands for the backward pass."""
-    if _plainly(tensors):
+    if transformed() or not tracked(*tensors):
         return run(plan, tensors, xp)
     return _Contracted.apply(plan, *tensors)
 
 
-def _plainly(tensors: Sequence[Tensor]) -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or not tracked(*tensors)
+def transformed() -> bool:
+    """Whether torch.compile or a transform of `torch.func` takes what runs apart on its own."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[Any]:

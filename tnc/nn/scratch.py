@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor
+
+from tnc.nn.native import xp
 
 __all__ = ["room"]
 

