@@ -160,7 +160,7 @@ def page(made: Mapping[str, Any]) -> str:
         f"to {max(loads):.1f}, of which about 2 are its own; more means that seconds are too long.",
         "Relative Frobenius error, in brackets the % of the parameters kept; columns are what `tnc.Ratio` was allowed. "
         "Plugins have their defaults, seed 0, float32, no fine-tuning; seconds are of the fit, without the choice of "
-        "ranks (in the JSON). `adtn` has depth 1 and no rank: all columns show the same network.",
+        "ranks (in the JSON). `adtn` has depth 1 and as its rank the gate dimension, whose steps are coarse.",
         f"LeNet-5: {EPOCHS} epochs on MNIST, test accuracy {made['accuracy']}. MiniLM: `{MINILM.requirement}`; its "
         "word embeddings (30522 x 384, twenty times the largest matrix here) are left out for want of time.",
         slowest(found),

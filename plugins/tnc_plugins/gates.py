@@ -16,7 +16,7 @@ from tnc.typing import Array
 
 __all__ = ["deepen", "start", "widen"]
 
-_WORK = 1 << 30
+_WORK = 1 << 32
 """Entries of all layers and steps, times those of a gate's row: what a fit may cost unless it is told how long.
 
 About half a minute on 2 cores.
