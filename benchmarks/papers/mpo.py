@@ -130,7 +130,6 @@ def studies() -> list[Study]:
         for bond, size in ((4, 1760), (8, 6720), (16, 26240), (26, 68640))
     ]
     head = [((4096, 512), None), ((4096, 4096), None), ((10, 4096), None)]
-    vgg = {"parameters": 10944}
     return [
         study("fc2", "mnist", fc2, MNIST, replaced=[(shape, None) for shape in FC2], dense="≈ 98.3"),
         study(
@@ -141,25 +140,21 @@ def studies() -> list[Study]:
             replaced=[(shape, None) for shape in LENET5],
             dense="99.17 ± 0.04",
         ),
-        study(
-            "vgg16",
-            "cifar10",
-            [("D=4", VGG, vgg | {"accuracy": "≈ 93.76 ± 0.16"})],
-            CIFAR,
-            replaced=[((512, 512, 3, 3), 2), *head],
-            mapped="vgg16-map",
-            dense="≈ 93.13 ± 0.39",
-            seeds=1,
-        ),
-        study(
-            "vgg19",
-            "cifar10",
-            [("D=4", VGG, vgg | {"accuracy": "≈ 93.80 ± 0.09"})],
-            CIFAR,
-            replaced=[((512, 512, 3, 3), 2), *head],
-            mapped="vgg19-map",
-            dense="≈ 93.36 ± 0.26",
-            seeds=1,
+        *(
+            study(
+                net,
+                "cifar10",
+                [("D=4", VGG, {"parameters": 10944, "accuracy": ours})],
+                CIFAR,
+                replaced=[((512, 512, 3, 3), 2), *head],
+                mapped=f"{net}-map",
+                dense=dense,
+                seeds=1,
+            )
+            for net, ours, dense in (
+                ("vgg16", "≈ 93.76 ± 0.16", "≈ 93.13 ± 0.39"),
+                ("vgg19", "≈ 93.80 ± 0.09", "≈ 93.36 ± 0.26"),
+            )
         ),
         study(
             "wrn-20-4",

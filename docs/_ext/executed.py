@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,9 +32,8 @@ class Executed(SphinxDirective):
     has_content = True
     option_spec: ClassVar[dict[str, Any]] = {"hide-output": directives.flag, "fails": directives.flag}
     language: ClassVar[str]
-
-    def execute(self, code: str, folder: str) -> str:
-        raise NotImplementedError
+    execute: Callable[[str, str], str]
+    """The output of the code, run in a folder; each directive has its own."""
 
     @property
     def here(self) -> tuple[str, int]:
