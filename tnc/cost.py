@@ -29,6 +29,9 @@ _LANES = 16
 _SETUP = 4
 """A convolution takes as long to set up as so many products."""
 
+_CACHE = 1 << 25
+"""Bytes that a processor holds near."""
+
 _PASSES = 3
 """How often a convolution moves its input and output, changes of layout included."""
 
@@ -75,9 +78,14 @@ def step(work: Work, device: Device, itemsize: int = 4, training: bool = False) 
         arithmetic = 0.0  # a vector: the matrix streams by
     elif 1 < n < NARROW <= m:
         arithmetic *= 3
-    traffic = count * (m * k + k * n + m * n) * itemsize / (2 * device.bytes)  # streams run faster than permutations
+    traffic = sum(_stream(count * part * itemsize, device) for part in (m * k, k * n, m * n))
     product = max(arithmetic, traffic) + (count - 1) * device.item
     return (product + device.call) * (3 if training else 1) + copies
+
+
+def _stream(size: int, device: Device) -> float:
+    """Time to read or write so many bytes in order: faster than a permutation, unless they come from far away."""
+    return size / device.bytes * (0.5 if size <= _CACHE else 2)
 
 
 def convolution(

@@ -23,6 +23,8 @@ from tnc.typing import Array
 
 __all__ = ["als", "balance", "random_cores", "refine", "tensorize", "tree_svd", "unfold"]
 
+Sizes = dict[str, int]
+
 
 _WORK = 4e11
 """Multiplications and additions of one fit by alternating least squares."""
@@ -52,13 +54,7 @@ def unfold(x: Array, held: Sequence[str], rows: Sequence[str]) -> tuple[Array, l
 
 
 def _split(
-    x: Array,
-    held: Sequence[str],
-    rows: Sequence[str],
-    size: dict[str, int],
-    bond: str,
-    seed: int,
-    old: Array | None = None,
+    x: Array, held: Sequence[str], rows: Sequence[str], size: Sizes, bond: str, seed: int, old: Array | None = None
 ) -> tuple[Array, Array, list[str]]:
     """Truncated SVD at `bond`: the orthonormal side (rows..., bond) and the remainder with its indices."""
     xp = array_namespace(x)

@@ -96,8 +96,8 @@ def _cheapest(
 ) -> Choice | None:
     sizes = tuple(size.items())
     plans = [plan(operands, output, sizes, "auto", path) for path in _candidates(operands, output, size, late)]
-    if not late and len(operands) > _MOST:
-        plans.append(plan(operands, output, sizes))
+    if not late and len(operands) > _MOST:  # "auto" looks for small intermediates first, "dp" for few multiplications
+        plans += [plan(operands, output, sizes, optimize) for optimize in ("auto", "dp")]
     if late and not plans:
         inner = tuple(sorted({i for core in operands[1:] for i in core} & ({*operands[0], *output} - {"*"})))
         plans.append(_after(operands, output, sizes, inner))
