@@ -141,6 +141,7 @@ def heal(
             _epoch(run, partial(task.train, parallel, run.optimizer, loader, rate, shown), judged)
             if checkpoint is not None:
                 processes.first(partial(run.save, checkpoint, settings))
+        del parallel  # or it would be the last to hold the connection, when `together` has closed it
         run.finish()
     return History(tuple(run.epochs), run.before, run.best)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,4 +78,7 @@ def together(model: nn.Module) -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     finally:
+        # Torch's reducer of gradients, where it is the last to hold the connection, frees it under the interpreter's
+        # lock, for which gloo's threads may be waiting: let reducers go first.
+        gc.collect()
         distributed.destroy_process_group()
