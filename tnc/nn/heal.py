@@ -135,8 +135,7 @@ def heal(
             run.judge(judged())
         parallel = processes.wrap(model)
         while not run.over(epochs, patience):
-            done = len(run.epochs)
-            _reseed(loader, seed, done)
+            _reseed(loader, seed, done := len(run.epochs))
             rate = partial(_rate, schedule, done, epochs)
             _epoch(run, partial(task.train, parallel, run.optimizer, loader, rate, shown), judged)
             if checkpoint is not None:
