@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 import tnc
-from tnc import planner, splits
+from tnc import contract, planner, splits
 from tnc.network import Network
 from tnc.nn.execution import constants
+from tnc.plans import Plan
 
 SIDE_OF_KERNEL = 3
 EXECUTIONS = ("dense", "factorized", "auto")
@@ -213,18 +214,29 @@ def variants(layer: Layer, format: str, kept: float) -> tuple[dict[str, nn.Modul
 def planned_flops(layer: Layer, network: Network, batch: int, training: bool) -> int | None:
     """Multiplications and additions of a forward pass by the cheapest plan through the cores; None if there is none."""
     rates = constants(torch.device("cpu"))
-    middle = 0
     if layer.kind == "Embedding":
         rows = planner.rows(network, batch, rates)
-        plans = [*(merge for _, merge in rows.groups), rows.last]
-    elif layer.side:
+        return _flops(*(merge for _, merge in rows.groups), rows.last)
+    if layer.side:
         conv = splits.conv(network, splits.Extent(batch, layer.side**2), rates, training, False)
-        plans = [conv.before, conv.middle, conv.after]
         maps = layer.positions(batch) * conv.folded * conv.groups
         middle = 2 * maps * prod(conv.channels) * SIDE_OF_KERNEL**2
-    else:
-        through, _ = planner.linear(network, batch, rates, training)
-        if through is None:
-            return None
-        plans = [through.plan]
-    return middle + sum(2 * w.many * w.m * w.n * w.k for plan in plans for w in plan.work)
+        return middle + _flops(conv.before, conv.middle, conv.after)
+    through, _ = planner.linear(network, batch, rates, training)
+    return None if through is None else _flops(through.plan)
+
+
+def training_flops(layer: Layer, network: Network, batch: int) -> int | None:
+    """Multiplications and additions of both passes, by whichever plan needs fewer: through the cores or the weight.
+
+    Recomputation is not counted; for a lookup, which has no dense arithmetic to compare with, None.
+    """
+    if layer.kind == "Embedding":
+        return None
+    through = planned_flops(layer, network, batch, True)
+    rebuilt = layer.flops(batch) + _flops(contract.recipe(network).plan)
+    return 3 * min(rebuilt, *([] if through is None else [through]))
+
+
+def _flops(*plans: Plan) -> int:
+    return sum(2 * w.many * w.m * w.n * w.k for plan in plans for w in plan.work)

@@ -70,6 +70,12 @@ class Cell:
         return bool(dense) and planned is not None and planned < LEAST_FLOPS * dense
 
     @property
+    def heavy(self) -> bool:
+        """Whether every plan of both passes needs more arithmetic than the limit allows time for."""
+        needed = self.flops.get("training")
+        return self.mode == "training" and bool(needed) and needed > LIMIT["training"] * 3 * self.flops["dense"]
+
+    @property
     def others(self) -> dict[str, float]:
         """Time of other libraries relative to `auto`."""
         return {name: self.ratio(name, AUTO) for name in self.seconds if not name.startswith(("dense", "tnc"))}
@@ -149,8 +155,22 @@ def losses(cells: list[Cell]) -> list[str]:
         *worst(cells, lambda cell: cell.over, "`auto` misses its limit against dense (by this factor)"),
         *worst(compared, lambda cell: 1 / min(cell.others.values()), "Another library is faster than `auto`"),
         *worst(cells, lambda cell: cell.regret / REGRET, "The planner chose worse than 15 % from the best execution"),
+        *excuses([cell for cell in cells if cell.mode == "training" and cell.over > 1]),
         f"In evaluation `auto` keeps a rebuilt weight in {len(kept)} cells, at most {most / 2**20:.1f} MiB; "
         "`factorized` keeps none.",
+        "",
+    ]
+
+
+def excuses(missed: list[Cell]) -> list[str]:
+    """What the cells have in common whose training is too slow."""
+    heavy = [cell for cell in missed if cell.heavy]
+    single = [cell for cell in missed if not cell.heavy and cell.batch == 1]
+    rest = len(missed) - len(heavy) - len(single)
+    return [
+        f"Forward and backward are too slow in {len(missed)} cells: in {len(heavy)} of them every plan needs more than "
+        f"{LIMIT['training']} × the dense layer's multiplications, recomputation left out; {len(single)} others have "
+        f"a batch of one, where steps cost more than what they compute; {rest} are left.",
         "",
     ]
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.layers import EXECUTIONS, FORMATS, LAYERS, planned_flops, variants
+from benchmarks.layers import EXECUTIONS, FORMATS, LAYERS, planned_flops, training_flops, variants
 from benchmarks.paired import Paired
 
 pytestmark = pytest.mark.filterwarnings("default")  # a warning of another library is no error of ours
@@ -124,6 +124,7 @@ def test_cell(benchmark, cell):
         flops={
             "dense": layer.flops(cell.batch),
             "planned": planned_flops(layer, network, cell.batch, cell.mode == "training"),
+            "training": training_flops(layer, network, cell.batch),
         },
     )
 
@@ -138,4 +139,4 @@ def agree(results: dict[str, Any]) -> None:
 def kept_bytes(module: nn.Module) -> int:
     """Bytes of the rebuilt weight that a layer keeps between calls."""
     kept = module.cores.kept
-    return 0 if kept is None else kept[1].numel() * kept[1].element_size()
+    return 0 if kept is None else kept.weight.numel() * kept.weight.element_size()

@@ -103,11 +103,20 @@ def test_a_missing_idx_file_is_named(monkeypatch, tmp_path):
         data.mnist()
 
 
-def test_labels_must_match_images(monkeypatch, tmp_path):
-    images = tiny()
-    write_idx(tmp_path, images._replace(train_labels=images.train_labels[:1]))
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"train_labels": np.zeros(1, np.uint8)}, r"\(3, 28, 28\) with labels \(1,\)"),
+        ({"test_labels": np.array([1, 200], np.uint8)}, r"\(2, 28, 28\) with labels \(2,\) up to 200"),
+        ({"train_images": np.zeros((3, 5, 7), np.uint8)}, r"\(3, 5, 7\) with labels"),
+        ({"test_images": np.zeros((0, 28, 28), np.uint8)}, r"\(0, 28, 28\) bytes, but has 0"),
+    ],
+    ids=["count", "label", "pixels", "none"],
+)
+def test_pictures_and_labels_are_those_of_digits(monkeypatch, tmp_path, wrong, says):
+    write_idx(tmp_path, tiny()._replace(**wrong))
     monkeypatch.setenv("TNC_DATA", str(tmp_path))
-    with pytest.raises(data.DataError, match=r"\(3, 28, 28\) with labels \(1,\)"):
+    with pytest.raises(data.DataError, match=says):
         data.mnist()
 
 
@@ -119,6 +128,8 @@ def test_labels_must_match_images(monkeypatch, tmp_path):
         (b"\0\0\x0d\x01\0\0\0\x01....", "not an idx file"),  # floats
         (idx_bytes(np.zeros((2, 3), np.uint8))[:-1], r"\(2, 3\) bytes, but has 5"),
         (idx_bytes(np.zeros((2, 3), np.uint8)) + b"x", r"\(2, 3\) bytes, but has 7"),
+        (b"\0\0\x08\x03\0\0", "not an idx file"),  # cut off in its header
+        (b"\0\0\x08\x03\x80\0\0\0\x80\0\0\0\0\0\0\x04", r"\(2147483648, 2147483648, 4\) bytes"),  # 2⁶⁴
     ],
 )
 def test_a_malformed_idx_file_is_refused(tmp_path, raw, says):
@@ -127,7 +138,12 @@ def test_a_malformed_idx_file_is_refused(tmp_path, raw, says):
         data.read_idx(tmp_path / "f")
 
 
-@pytest.mark.parametrize("raw", [b"not gzip", gzip.compress(b"\0" * 1000, mtime=0)[:-9]], ids=["foreign", "cut"])
+ZEROS = gzip.compress(b"\0" * 1000, mtime=0)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"not gzip", ZEROS[:-9], ZEROS[:10] + b"\xff" + ZEROS[11:]], ids=["no", "cut", "changed"]
+)
 def test_a_broken_gz_is_refused(tmp_path, raw):
     (tmp_path / "f.gz").write_bytes(raw)
     with pytest.raises(data.DataError, match="cannot be read"):
@@ -158,6 +174,17 @@ def test_a_damaged_cache_is_made_again(index, tmp_path, damage):
 def test_a_cache_that_cannot_be_written_is_no_error(index, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("TNC_CACHE", str(tmp_path / "file" / "cache"))
+    assert_same(data.mnist(), index[0])
+
+
+def test_without_a_home_there_is_no_cache(index, monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TNC_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(data.sys, "platform", "linux")
+    monkeypatch.setattr(data.Path, "home", home)
     assert_same(data.mnist(), index[0])
 
 

@@ -131,3 +131,17 @@ def test_like(place):
     made = like(np.arange(3.0), x)
     assert made.dtype == x.dtype and made.device == x.device
     assert place.to_numpy(made).tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("scale", [2.0**83, 2.0**-100, 2.0**-70], ids=["1e25", "1e-30", "1e-21"])
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)], ids=str)
+@pytest.mark.parametrize("started", [False, True])
+def test_a_scale_that_squares_cannot_hold(scale, shape, started, place, rng):
+    """In single precision they overflow or vanish; vectors stay what they are, values keep the scale."""
+    x = decaying(shape, rng).astype("float32")
+    start = place.from_numpy(np.linalg.svd(x)[0][:, :3].copy()) if started else None
+    u = place.to_numpy(left_svd(place.from_numpy(x * np.float32(scale)), 3, start=start)).astype(np.float64)
+    np.testing.assert_allclose(u.T @ u, np.eye(3), atol=3e-6)
+    assert missed(x.astype(np.float64), u) <= least(x.astype(np.float64), 3) + 3e-6
+    values = spectrum(place.from_numpy(x * np.float32(scale)))
+    np.testing.assert_allclose(values / scale, spectrum(place.from_numpy(x)), rtol=1e-12, atol=1e-12)

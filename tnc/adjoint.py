@@ -6,22 +6,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from tnc.plans import Plan, Step, View, dynamic, extents, look, multiply
+from tnc.plans import Plan, Step, View, dynamic, extents, look, product
 from tnc.typing import Array, Namespace, Shape
 
-__all__ = ["Pairs", "pairs", "pull", "push"]
-
-Pairs = tuple[tuple[int, int], ...]
-"""For every step the two values it multiplies: operands are numbered first, then results."""
-
-
-def pairs(plan: Plan, n: int) -> Pairs:
-    """What the steps of a plan for `n` operands multiply."""
-    held, found = list(range(n)), []
-    for t, step in enumerate(plan.steps):
-        found.append((held[step.left], held[step.right]))
-        held = [k for i, k in enumerate(held) if i not in (step.left, step.right)] + [n + t]
-    return tuple(found)
+__all__ = ["pull", "push"]
 
 
 def push(
@@ -39,16 +27,19 @@ def push(
     Returns
     -------
     array, dict of int to array
-        The result, and values kept by their numbers in `pairs`.
+        The result, and values kept by their numbers: operands are numbered first, then results.
     """
     dims, values, kept = dynamic(plan, arrays), dict(enumerate(arrays)), {}
     last = len(plan.steps) - 1
-    for t, (step, (a, b)) in enumerate(zip(plan.steps, pairs(plan, len(arrays)), strict=True)):
-        made = multiply(step, values.pop(a), values.pop(b), xp if t == last else scratch or xp, dims)
+    for t, (step, (a, b)) in enumerate(zip(plan.steps, plan.links, strict=True)):
+        left, right = (look(values.pop(k), v, xp, dims) for k, v in ((a, step.left_view), (b, step.right_view)))
+        size = prod(_shape(step, left, right))
+        few = t < last and size <= allowed
+        made = product(step, left, right, xp if few or t == last else scratch or xp)
         values[len(arrays) + t] = made
-        if t < last and prod(made.shape) <= allowed:
+        if few:
             kept[len(arrays) + t] = made
-            allowed -= prod(made.shape)
+            allowed -= size
     return look(values.popitem()[1], plan.final, xp, dims), kept
 
 
@@ -65,42 +56,59 @@ def pull(
 
     Values that `push` did not keep are made again. `scratch` does what is not returned.
     """
-    n, links, dims, inner = len(arrays), pairs(plan, len(arrays)), dynamic(plan, arrays), scratch or xp
-    values = {**dict(enumerate(arrays)), **kept}
-    wanted = dict(enumerate(needed))
-    for t, (a, b) in enumerate(links):
-        wanted[n + t] = wanted[a] or wanted[b]
-
-    def value(k: int) -> Array:
-        if k not in values:
-            a, b = links[k - n]
-            values[k] = multiply(plan.steps[k - n], value(a), value(b), inner, dims)
-        return values[k]
-
-    top = n + len(links) - 1
-    shape = arrays[0].shape
-    if links:
-        a, b = links[-1]
-        shape = _product(plan.steps[-1], value(a), value(b), xp, dims)
-    found = {top: unlook(gradient, plan.final, shape, xp, dims)}
+    n, links, dims, inner = len(arrays), plan.links, dynamic(plan, arrays), scratch or xp
+    if not links:
+        return [unlook(gradient, plan.final, arrays[0].shape, xp, dims)]
+    values = _Values(plan, arrays, kept, inner)
+    wanted = list(needed)
+    for a, b in links:
+        wanted.append(wanted[a] or wanted[b])
+    found = {n + len(links) - 1: gradient}
     for t in reversed(range(len(links))):
         if not wanted[n + t]:
             continue
         step, (a, b), g = plan.steps[t], links[t], found.pop(n + t)
-        x, y = value(a), value(b)
-        left, right = look(x, step.left_view, inner, dims), look(y, step.right_view, inner, dims)
+        left, right = values.factors(t)
+        if t == len(links) - 1:
+            g = unlook(g, plan.final, _shape(step, left, right), xp, dims)
         if wanted[a]:
-            found[a] = _left(step, g, right, x.shape, xp if a < n else inner, dims)
+            found[a] = _left(step, g, right, values[a].shape, xp if a < n else inner, dims)
         if wanted[b]:
-            found[b] = _right(step, g, left, y.shape, xp if b < n else inner, dims)
-        values.pop(n + t, None)
+            found[b] = _right(step, g, left, values[b].shape, xp if b < n else inner, dims)
+        values.forget(t)
     return [found.get(k) for k in range(n)]
 
 
-def _product(step: Step, x: Array, y: Array, xp: Namespace, dims: Mapping[str, Any]) -> Shape:
-    """Shape of a step's result."""
-    left, right = (look(z, v, xp, dims).shape for z, v in ((x, step.left_view), (y, step.right_view)))
-    return (*(right if step.spread else left)[:-2], left[-2], right[-1])
+class _Values(dict[int, Array]):
+    """Values of a plan by number; one that is missing is made again when it is asked for."""
+
+    def __init__(self, plan: Plan, arrays: Sequence[Array], kept: Mapping[int, Array], xp: Namespace) -> None:
+        super().__init__(enumerate(arrays))
+        self.update(kept)
+        self.plan, self.n, self.xp, self.dims = plan, len(arrays), xp, dynamic(plan, arrays)
+        self.looks: dict[int, tuple[Array, Array]] = {}
+
+    def __missing__(self, k: int) -> Array:
+        self[k] = product(self.plan.steps[k - self.n], *self.factors(k - self.n), self.xp)
+        return self[k]
+
+    def factors(self, t: int) -> tuple[Array, Array]:
+        """Both operands of a step as matrices, held until `forget`: the views may be copies."""
+        if t not in self.looks:
+            step, (a, b) = self.plan.steps[t], self.plan.links[t]
+            left = look(self[a], step.left_view, self.xp, self.dims)
+            self.looks[t] = left, look(self[b], step.right_view, self.xp, self.dims)
+        return self.looks[t]
+
+    def forget(self, t: int) -> None:
+        """A step whose gradients are known, and its result."""
+        self.pop(self.n + t, None)
+        del self.looks[t]
+
+
+def _shape(step: Step, left: Array, right: Array) -> Shape:
+    """Of a step's result."""
+    return (*(right if step.spread else left).shape[:-2], left.shape[-2], right.shape[-1])
 
 
 def _left(step: Step, g: Array, right: Array, shape: Shape, xp: Namespace, dims: Mapping[str, Any]) -> Array:

@@ -68,15 +68,21 @@ def recipe(network: Network) -> Recipe:
     return Recipe(own, network.shape, recipe(inner), network.feed.activation, len(inner.core_shapes), split)
 
 
-def rebuild(recipe: Recipe, cores: Cores, xp: Namespace, through: Callable[..., Array] | None = None) -> Array:
-    """Run a recipe; `through` calls each fed network's function (an autograd checkpoint), plainly when omitted.
+def rebuild(
+    recipe: Recipe,
+    cores: Cores,
+    xp: Namespace,
+    through: Callable[..., Array] | None = None,
+    run: Callable[[Plan, Sequence[Array], Namespace], Array] = run,
+) -> Array:
+    """Run a recipe: its plans by `run`, the function of each fed network by `through`, plainly when omitted.
 
-    Such a function gets the tensor that feeds it before the activation, so that a checkpoint keeps that one alone;
-    where it is small there is nothing to save, and the function is called plainly.
+    The latter is an autograd checkpoint. Such a function gets the tensor that feeds it before the activation, so that
+    a checkpoint keeps that one alone; where it is small there is nothing to save, and the function is called plainly.
     """
     if recipe.inner is None:
         return xp.reshape(run(recipe.plan, cores, xp), recipe.shape)
-    inner = rebuild(recipe.inner, cores[: recipe.below], xp, through)
+    inner = rebuild(recipe.inner, cores[: recipe.below], xp, through, run)
 
     def layer(inner: Array, *own: Array) -> Array:
         return xp.reshape(run(recipe.plan, [fed(recipe, inner, xp), *own], xp), recipe.shape)

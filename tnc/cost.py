@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import lru_cache
-from pathlib import Path
+from math import inf
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from tnc.backends import Backend
+from tnc.data import cache_folder
 from tnc.errors import TncError
 from tnc.layouts import NARROW
 from tnc.plans import Plan, Work, plan, run
@@ -38,7 +41,7 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of a device.
+    """Rates of a device, finite and above 0.
 
     Attributes
     ----------
@@ -56,6 +59,10 @@ class Device:
     bytes: float = 8e9
     call: float = 1e-5
     item: float = 3e-7
+
+    def __post_init__(self) -> None:
+        if not all(0 < rate < inf for rate in astuple(self)):
+            raise ValueError(f"{self}: rates are finite and above 0")
 
 
 def seconds(plan: Plan, device: Device, *, itemsize: int = 4, training: bool = False) -> float:
@@ -161,10 +168,10 @@ def device(backend: Backend, label: str) -> Device:
     Raises
     ------
     TncError
-        ``TNC_COST`` does not parse.
+        ``TNC_COST`` does not parse, or a constant is not finite and above 0.
     """
     known = _cached()
-    measured = Device(**known[label]) if label in known else None
+    measured = _read(known.get(label))
     if stated := os.environ.get("TNC_COST"):
         return _stated(stated, measured or Device())
     if measured is None:
@@ -179,28 +186,31 @@ def _stated(text: str, base: Device) -> Device:
         return replace(base, **pairs)
     except (TypeError, ValueError):
         names = ", ".join(item.name for item in fields(Device))
-        raise TncError(f"TNC_COST={text!r} is not understood: write name=value,... with names of {names}") from None
+        raise TncError(f"TNC_COST={text!r}: write name=value,... of {names}, finite and above 0") from None
 
 
-def _file() -> Path:
-    home = os.environ.get("TNC_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnc"
-    return Path(home) / "devices.json"
+_FILE = "devices.json"
 
 
-def _cached() -> dict[str, dict[str, float]]:
-    try:
-        found = json.loads(_file().read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _read(entry: Any) -> Device | None:
+    """A device out of the cache, unless it is damaged or of another version."""
+    with suppress(TypeError, ValueError):
+        if asdict(made := Device(**entry)) == entry:
+            return made
+    return None
 
 
-def _remember(known: dict[str, dict[str, float]]) -> None:
+def _cached() -> dict[str, Any]:
+    with suppress(OSError, ValueError, RuntimeError):  # the last: there is no home
+        if isinstance(found := json.loads((cache_folder() / _FILE).read_text()), dict):
+            return found
+    return {}
+
+
+def _remember(known: dict[str, Any]) -> None:
     """Keep the constants; a cache that cannot be written is no error."""
-    try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        beside = _file().with_suffix(f".{os.getpid()}")
+    with suppress(OSError, RuntimeError):
+        (folder := cache_folder()).mkdir(parents=True, exist_ok=True)
+        beside = folder / f"{_FILE}.{os.getpid()}"
         beside.write_text(json.dumps(known, indent=1))
-        beside.replace(_file())
-    except OSError:
-        return
+        beside.replace(folder / _FILE)

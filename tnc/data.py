@@ -20,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -133,18 +135,17 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises
     ------
     DataError
-        If the file is not idx, not of unsigned bytes, or shorter or longer than its header says.
+        If the file is empty, not idx, not of unsigned bytes, or shorter or longer than its header says.
     """
     path = Path(path)
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+    if raw[:3] != b"\0\0\x08" or len(raw) < (start := 4 + 4 * int.from_bytes(raw[3:4])):
         raise DataError(f"{path} is not an idx file of unsigned bytes: it begins with {raw[:4].hex(' ') or 'nothing'}.")
-    start = 4 + 4 * raw[3]
     shape = tuple(int(n) for n in np.frombuffer(raw[4:start], ">u4"))
-    if len(raw) != start + int(np.prod(shape)):
+    if len(raw) == start or len(raw) != start + prod(shape):
         raise DataError(f"{path} says it holds {shape} bytes, but has {len(raw) - start} after its header.")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
@@ -163,7 +164,7 @@ def idx_folder(root: Path, subfolders: Sequence[str]) -> Images | None:
     Raises
     ------
     DataError
-        If some of the four are missing, malformed, or do not belong together.
+        If some of the four are missing, malformed, or no pictures of 28 × 28 pixels with labels below 10.
     """
     for folder in (root / sub for sub in subfolders):
         found = [_with_suffix(folder / name) for name in IDX_NAMES]
@@ -182,9 +183,9 @@ def _with_suffix(path: Path) -> Path | None:
 
 
 def _check_pairs(images: Images, folder: Path) -> None:
-    for split in (images[:2], images[2:]):
-        if split[0].ndim != 3 or split[1].shape != split[0].shape[:1]:
-            raise DataError(f"TNC_DATA: {folder} pairs images {split[0].shape} with labels {split[1].shape}.")
+    for x, y in (images[:2], images[2:]):
+        if x.shape[1:] != (28, 28) or y.shape != x.shape[:1] or y.max() > 9:
+            raise DataError(f"TNC_DATA: {folder} pairs images {x.shape} with labels {y.shape} up to {y.max()}.")
 
 
 # -------------------------------------------------------------------------------- cache and download
@@ -203,18 +204,18 @@ def cache_folder() -> Path:
 
 def cached(name: str, is_right: Callable[[Images], bool], build: Callable[[], Images]) -> Images:
     """The arrays in the cache if they pass `is_right`, else those of `build`, which are then kept."""
-    path = cache_folder() / f"{name}.npz"
-    # A cache that is damaged or absent is no error: it is made again.
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+    # A cache that is damaged or absent, or a home that is, is no error: it is made again.
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError):
+        with (cache_folder() / f"{name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as held:
             images = Images(*(held[field] for field in Images._fields))
         if is_right(images):
             return images
     images = build()
     if not is_right(images):
         raise DataError(f"{name}: the downloaded data are not the published ones (sha256 differs); nothing was kept.")
-    with contextlib.suppress(OSError):  # a read-only home or a full disk costs a second download, not the data
-        _save(path, images)
+    # A read-only home, none at all or a full disk costs a second download, not the data.
+    with contextlib.suppress(OSError, RuntimeError):
+        _save(cache_folder() / f"{name}.npz", images)
     return images
 
 

@@ -64,7 +64,7 @@ class Decomposition(ABC):
         """Cores of `network` that approximate `x`, on its library and device, in its dtype.
 
         Trees are fitted by hierarchical SVD and two-site sweeps, everything else by alternating least
-        squares. Plugins override this with a closed form.
+        squares. Plugins override this with a closed form. Several threads may fit at a time.
 
         Parameters
         ----------

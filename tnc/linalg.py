@@ -9,7 +9,7 @@ eigenvectors of the Gram matrix accumulated in float64 (single precision, one sh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ _SIDE, _ROUNDS, _DEGREE = 192, 5, 4
 
 # Energy cut off, above which a Gram matrix in single precision is good enough: a relative error of 1 %.
 _BLUR = 1e-4
+
+# Energy below which squares in single precision lose their digits; above its range they are infinite.
+_FAINT = 1e-30
 
 
 def working(x: Array) -> Array:
@@ -98,12 +101,18 @@ def left_svd(x: Array, rank: int, *, seed: int = 0, start: Array | None = None) 
 
 
 def _gram_vectors(x: Array, rank: int, start: Array | None) -> Array:
-    """Leading left singular vectors in float64; products in single precision where what is cut off is far above it."""
+    """Leading left singular vectors in float64.
+
+    Products are taken in single precision where it can hold them, and what is cut off is far above its rounding.
+    """
     xp = array_namespace(x)
-    gram = xp.astype(xp.matmul(x, xp.matrix_transpose(x)), xp.float64)
-    vectors = _leading(gram, rank) if start is None else _nearer(gram, xp.astype(start, xp.float64))
-    kept, total = float(xp.sum(vectors * xp.matmul(gram, vectors))), float(xp.linalg.trace(gram))
-    return vectors if total - kept > _BLUR * total else _leading(_gram(x), rank)
+    with np.errstate(over="ignore"):
+        gram = xp.astype(xp.matmul(x, xp.matrix_transpose(x)), xp.float64)
+    if _FAINT < (total := float(xp.linalg.trace(gram))) < inf:
+        vectors = _leading(gram, rank) if start is None else _nearer(gram, xp.astype(start, xp.float64))
+        if total - float(xp.sum(vectors * xp.matmul(gram, vectors))) > _BLUR * total:
+            return vectors
+    return _leading(_gram(x), rank)
 
 
 def _leading(gram: Array, rank: int) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ __all__ = [
     "look",
     "multiply",
     "plan",
+    "product",
     "run",
 ]
 
@@ -88,6 +89,15 @@ class Plan:
     work: tuple[Work, ...]
     flops: int
     peak: int
+
+    @cached_property
+    def links(self) -> tuple[tuple[int, int], ...]:
+        """The two values that each step multiplies: operands are numbered first, then results."""
+        held, found = list(range(len(self.steps) + 1)), []
+        for new, step in enumerate(self.steps, len(held)):
+            found.append((held[step.left], held[step.right]))
+            held = [k for i, k in enumerate(held) if i not in (step.left, step.right)] + [new]
+        return tuple(found)
 
     @property
     def moved(self) -> int:
@@ -206,7 +216,11 @@ def look(x: Array, view: View, xp: Namespace, dims: Mapping[str, Any] = _STATIC)
 
 def multiply(step: Step, left: Array, right: Array, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
     """One step: view both operands as matrices, and multiply."""
-    a, b = look(left, step.left_view, xp, dims), look(right, step.right_view, xp, dims)
+    return product(step, look(left, step.left_view, xp, dims), look(right, step.right_view, xp, dims), xp)
+
+
+def product(step: Step, a: Array, b: Array, xp: Namespace) -> Array:
+    """The product of two operands that are matrices already."""
     return xp.matmul(xp.broadcast_to(a, (b.shape[0], *a.shape)) if step.spread else a, b)
 
 

@@ -60,6 +60,8 @@ class Conv(NamedTuple):
         Sizes of the result's channel indices: folded ones, groups, channels out.
     channels : tuple of int
         Channels of the middle: out of it per group, into it per group.
+    direct : bool
+        Whether the convolved map has the result's channels, in their order.
     seconds : float
     """
 
@@ -73,6 +75,7 @@ class Conv(NamedTuple):
     groups: int
     unfolded: tuple[int, ...]
     channels: tuple[int, int]
+    direct: bool
     seconds: float
 
 
@@ -138,7 +141,7 @@ def _stages(
     count, m, n, folded = (prod(size[i] for i in part) for part in (parts.groups, parts.out, parts.into, parts.folded))
     columns, taps = extent.batch * narrow * folded, prod(network.shape[2:])
     total = convolution(count, m, n, taps, columns, device, training=training)
-    if split[2]:  # the bias is added afterwards, in a pass of its own
+    if parts.after[0] != (parts.after[1],):  # the bias is added afterwards, in a pass of its own
         total += 4 * extent.batch * pixels[2] * network.shape[1 if transposed else 0] / device.bytes
     return [(*term, {**size, ".": p}) for term, p in zip(parts[:3], pixels, strict=True)], total
 
@@ -166,4 +169,5 @@ def planned(network: Network, split: Split, extent: Extent, device: Device, trai
     folded, groups, out, into = (prod(sizes[i] for i in part) for part in parts[3:])
     unfolded = tuple(sizes[i] for i in (*parts.folded, *parts.groups, *parts.out))
     before, middle, after = plans
-    return Conv(before, middle, after, *split, folded, groups, unfolded, (out, into), total)
+    direct = folded == 1 and parts.after[0] == (parts.after[1],)
+    return Conv(before, middle, after, *split, folded, groups, unfolded, (out, into), direct, total)

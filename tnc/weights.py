@@ -141,13 +141,19 @@ def compress_weights(
         (rule, [name]) for rule, names in groups if not rule.rank.shared for name in names
     ]
     done: dict[str, tuple[Factorization | None, Row]] = {}
-    wrap = progress or (lambda jobs, **_: jobs)
-    for rule, names in wrap(jobs, total=len(jobs), description="factorizing"):
+
+    def fitted(job: tuple[Rule, list[str]]) -> dict[str, tuple[Factorization | None, Row]]:
+        rule, names = job
         try:
-            done |= _compress_group(rule, {name: weights[name] for name in names}, place, seed, narrow)
+            return _compress_group(rule, {name: weights[name] for name in names}, place, seed, narrow)
         except Exception as error:
             error.add_note(f"while compressing {', '.join(names)} with {rule.decomposition}@{rule.rank}")
             raise
+
+    wrap = progress or (lambda found, **_: found)
+    run = (place or of(weights[jobs[0][1][0]])).concurrently if jobs else map
+    for found in wrap(run(fitted, jobs), total=len(jobs), description="factorizing"):
+        done |= found
     return assembled(weights, done, aliases, narrow)
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 
 from benchmarks.papers import report
 from benchmarks.papers.study import Row, Study, counted, train
+from tnc.errors import TncError
 
 __all__ = ["PAPERS", "chosen", "main", "run"]
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="for the whole command; schedules are shortened to it and rows that do not fit are not run. "
         "0 only counts; inf trains everything in full (days on a CPU). Default: 30",
     )
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="at most this share of every full schedule, however fast the machine"
+    )
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for the page, the JSON and the plots")
     given = parser.parse_args(argv)
     paper = importlib.import_module(f"benchmarks.papers.{given.paper}")
@@ -43,7 +47,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         picked = chosen(studies, given.net, given.data)
     except LookupError as error:
         parser.error(str(error))
-    run(paper, given.paper, studies, picked, given.budget, given.out)
+    if not 0 < given.share <= 1:
+        parser.error(f"--share {given.share:g} is not a share of a schedule: give more than 0 and at most 1")
+    if not given.budget >= 0:
+        parser.error(f"--budget {given.budget:g} is no number of minutes: give 0 or more, or inf")
+    try:
+        _readable(given.out, given.paper)
+        run(paper, given.paper, studies, picked, given.budget, given.out, given.share)
+    except (OSError, TncError) as error:  # data that cannot be had, a folder that cannot be written
+        parser.error(str(error))
+
+
+def _readable(out: Path, name: str) -> None:
+    """Raise TncError unless the page can be written into `out`, with what an earlier run left there."""
+    if out.exists() and not out.is_dir():
+        raise TncError(f"--out {out} is a file: name a folder")
+    try:
+        report.page("", "", report.read(held := out / f"{name}.json"), {}, out, name)
+    except Exception as error:  # a damaged file may raise anything
+        raise TncError(f"{held} is damaged ({error!r}): repair it, or remove it to begin anew") from error
 
 
 def chosen(studies: Sequence[Study], nets: Sequence[str], data: Sequence[str]) -> list[Study]:
@@ -70,7 +92,13 @@ def chosen(studies: Sequence[Study], nets: Sequence[str], data: Sequence[str]) -
 
 
 def run(
-    paper: ModuleType, name: str, studies: Sequence[Study], picked: Sequence[Study], minutes: float, out: Path
+    paper: ModuleType,
+    name: str,
+    studies: Sequence[Study],
+    picked: Sequence[Study],
+    minutes: float,
+    out: Path,
+    share: float = 1.0,
 ) -> None:
     """Train what was picked; every study may use its share of the time that is left, which grows if one needs less."""
     deadline = time.perf_counter() + 60 * minutes
@@ -80,7 +108,7 @@ def run(
         left = (deadline - time.perf_counter()) / 60 if minutes < math.inf else math.inf
         if left <= 0:
             break
-        for row in train(study, left / (len(picked) - at), say=_say):
+        for row in train(study, left / (len(picked) - at), share, say=_say):
             held = report.read(out / f"{name}.json")
             _publish(paper, name, studies, report.merge(held, rows, [row]), out)
 

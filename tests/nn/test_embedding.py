@@ -144,3 +144,14 @@ def test_a_frozen_table_stays_frozen(planted, words):
     assert not any(p.requires_grad for p in small.parameters())
     assert planted.gap(small(words), model(words)) < 1e-5
     assert not small(words).requires_grad
+
+
+@pytest.mark.parametrize("rows", [24, 23])  # a table that the network overshoots, too
+@pytest.mark.parametrize("kind", [tnc.nn.Embedding, tnc.nn.EmbeddingBag])
+@pytest.mark.parametrize("number", [-1, 0, 1, 30])
+def test_only_the_tables_rows_are_looked_up(method, execution, rows, kind, number):
+    """Digits of any other number would be those of some row."""
+    table = kind(rows, 18, decomposition=method, rank=2, execution=execution)
+    table(torch.tensor([[0, rows - 1]]))
+    with pytest.raises((IndexError, RuntimeError), match=r"index out of range in self|not in the valid range"):
+        table(torch.tensor([[0, number if number < 0 else rows + number]]))

@@ -148,9 +148,14 @@ def test_the_bar_is_for_terminals(capfd, monkeypatch, terminal, wanted):
         ({"epochs": 0}, TncError, "epochs=0"),
         ({"patience": 2}, TncError, "pass validation="),
         ({"autocast": torch.float16}, TncError, "bfloat16"),
-        ({"lr": 1e30, "schedule": lambda done: 1.0}, TncError, "lower the learning rate"),
+        ({"lr": 1e30, "schedule": lambda done: 1.0}, TncError, "lower the learning rate.*as the last step left it"),
+        *(
+            ({name: value}, TncError, f"{name}={value}")
+            for name in ("lr", "temperature")
+            for value in (0, -1.0, math.nan)
+        ),
     ],
-    ids=["epochs", "patience", "autocast", "lr"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_bad_requests(options, error, said):
     with pytest.raises(error, match=said):
@@ -160,6 +165,40 @@ def test_bad_requests(options, error, said):
 def test_nothing_to_train_on():
     with pytest.raises(WeightError, match="requires a gradient"):
         tnc.nn.heal(net().requires_grad_(False), loader(), **QUIET)
-    used = iter(list(loader(128)))
-    with pytest.raises(TncError, match="iterated once an epoch"):
-        tnc.nn.heal(net(), used, epochs=2, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "name"),
+    [
+        (lambda: iter(list(loader(128))), {"epochs": 2}, "loader"),
+        (lambda: list(loader(128)), {"epochs": 1, "validation": iter(list(loader(128)))}, "validation"),
+    ],
+    ids=["loader", "validation"],
+)
+def test_data_that_end_with_their_first_pass(given, options, name):
+    """Said before anything is trained."""
+    model = net()
+    before = state(model)
+    with pytest.raises(TncError, match=f"{name}= ends with its first pass.*iterated once an epoch"):
+        tnc.nn.heal(model, given(), **options, **QUIET)
+    assert same(before, state(model))
+
+
+@pytest.mark.parametrize("spoilt", [0, 2])
+def test_a_loss_that_is_not_finite_leaves_the_best_model(trained, spoilt):
+    model, held, states = small(trained), loader(500, 2), []
+
+    def loss(outputs, labels):
+        if model.training and len(states) > spoilt:
+            outputs = outputs * math.inf
+        return nn.functional.cross_entropy(outputs, labels)
+
+    class Kept(list):
+        def __iter__(self):  # iterated for each validation: before the first epoch and after every one
+            states.append(state(model))
+            return super().__iter__()
+
+    with pytest.raises(TncError, match=rf"loss has become nan.*model is as it was after epoch {spoilt}"):
+        tnc.nn.heal(model, loader(), validation=Kept(held), loss=loss, epochs=4, lr=3e-3, **QUIET)
+    assert len(states) == spoilt + 1 and same(states[spoilt], state(model))
+    assert correct(model, held) > 0.1 and all(x.isfinite().all() for x in model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 
@@ -76,6 +77,44 @@ def test_bfloat16_resumes_too(tmp_path):
     again = copy.deepcopy(given)
     tnc.nn.heal(again, data * 2, epochs=3, **QUIET)
     assert same(state(model), state(again)) and not same(state(again), state(whole))
+
+
+class Steps:
+    def __init__(self, end):
+        self.end = end
+
+    def __call__(self, done):
+        return 1.0 if done < 0.5 else self.end
+
+
+SMOOTH = partial(nn.functional.cross_entropy, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [
+        ({}, {"loss": nn.CrossEntropyLoss()}, "loss=.*'cross_entropy'.* there, .*'CrossEntropyLoss'.* here"),
+        ({"loss": SMOOTH}, {"loss": partial(SMOOTH, label_smoothing=0.2)}, "'label_smoothing': 0.1.*: 0.2"),
+        (
+            {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
+            {"loss": nn.CrossEntropyLoss(label_smoothing=0.2)},
+            "'label_smoothing': 0.1.*: 0.2",
+        ),
+        ({}, {"schedule": lambda done: 1.0}, "schedule="),
+        ({"schedule": Steps(0.1)}, {"schedule": Steps(0.2)}, "schedule=.*0.1.*0.2"),
+        ({"patience": 2}, {"patience": 3}, "patience=2 there, 3 here"),
+        ({}, {"patience": 3}, "patience=None there, 3 here"),
+    ],
+    ids=["kind", "partial", "smoothing", "schedule", "steps", "patience", "none"],
+)
+def test_other_functions_and_patience_are_another_run(trained, tmp_path, first, then, said):
+    path, data = tmp_path / "run", list(loader(128))
+    options = {"validation": data, "epochs": 1, "checkpoint": path, **QUIET}
+    tnc.nn.heal(small(trained), data, **options, **first)
+    done = tnc.nn.heal(small(trained), data, **options, **copy.deepcopy(first))  # the same, made anew
+    assert len(done.epochs) == 1
+    with pytest.raises(CheckpointError, match=said):
+        tnc.nn.heal(small(trained), data, **options, **first | then)
 
 
 def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path):

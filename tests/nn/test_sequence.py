@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -14,6 +15,8 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence  # noqa: E402
+
+from tnc.nn.cores import Rebuild  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN",
@@ -101,6 +104,53 @@ def test_recurrent_weights_are_never_stale(planted, kind):
     with torch.no_grad():
         dense.weight_ih_l0.zero_()
     assert not torch.equal(dense(x.double())[0], model(x.double())[0])
+
+
+@each_kind
+@pytest.mark.parametrize("recorded", [True, False])
+def test_recurrent_weights_are_contracted_once_a_forward(planted, monkeypatch, kind, recorded):
+    """Not once a time step, nor once each time torch's checks look at them."""
+    model = planted.compressed(planted.plant(RECURRENT[kind](16, 24, num_layers=2)))
+    made, rebuilt = [], Rebuild.rebuilt
+    monkeypatch.setattr(Rebuild, "rebuilt", lambda self, *cores: made.append(self) or rebuilt(self, *cores))
+    for _ in range(2):
+        made.clear()
+        with torch.set_grad_enabled(recorded):
+            model(torch.randn(7, 3, 16))
+        assert len(made) == len(set(made)) == 4
+
+
+def test_a_recurrent_layer_trains_while_another_thread_evaluates(planted):
+    """What a forward without gradients has contracted is none of another thread's business."""
+    within, done = threading.Event(), threading.Event()
+
+    class Held(nn.LSTM):
+        def forward(self, x):
+            found = super().forward(x)
+            if not torch.is_grad_enabled():
+                within.set()
+                assert done.wait(60)
+            return found
+
+    model, x = planted.compressed(planted.plant(Held(16, 24))), torch.randn(4, 3, 16)
+
+    @torch.no_grad()
+    def evaluate():
+        model(x)
+
+    other = threading.Thread(target=evaluate)
+    other.start()
+    try:
+        assert within.wait(60)
+        for _ in range(2):  # the second step: nothing of the first is kept
+            model.zero_grad()
+            model(x)[0].square().sum().backward()
+            assert all(
+                p.grad is not None and p.grad.any() for name, p in model.named_parameters() if "bias" not in name
+            )
+    finally:
+        done.set()
+        other.join()
 
 
 def test_the_dense_weights_are_let_go(planted):

@@ -49,19 +49,28 @@ def test_the_variance_is_the_weights(method, make):
     assert sum(ratios) / SEEDS == pytest.approx(1, abs=0.005)
 
 
-@pytest.mark.parametrize("method", ["mpo(order=3)", "tt(order=3)", "stt"])
-def test_a_padded_weight_has_it_on_average(method):
-    """What is cut off was measured too: within four standard errors of the mean over 30 seeds, and those below 3 %."""
-    ratios = []
-    for seed in range(30):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(59, 67, bias=False))
-        target = float(model[0].weight.detach().var(correction=0))
-        tensorized(model, method)
-        assert model[0].cores.network.shape != (67, 59)
-        ratios.append(float(model[0].weight.detach().square().mean()) / target)
-    error = float(torch.tensor(ratios).std()) / len(ratios) ** 0.5
-    assert 0 < error < 0.03 and sum(ratios) / len(ratios) == pytest.approx(1, abs=4 * error)
+ODD = {
+    "Linear": lambda: nn.Linear(59, 67),
+    "Conv2d": lambda: nn.Conv2d(13, 17, (3, 5)),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(24, 40, 3),
+    "Embedding": lambda: nn.Embedding(101, 24),
+}
+
+
+@pytest.mark.parametrize("method", [*sorted(tnc.decompositions), "mpo(order=3)", "adtn(depth=2)"])
+@pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+def test_what_is_cut_off_is_not_measured(method, make):
+    """The mean square is that of the entries which are left, whatever shape the network has."""
+    model = nn.Sequential(make())
+    target = float(model[0].weight.detach().double().var(correction=0))
+    tensorized(model, method)
+    assert float(model[0].weight.detach().double().square().mean()) == pytest.approx(target, rel=1e-4)
+
+
+def test_the_shapes_above_are_overshot():
+    shapes = [tuple(make().weight.shape) for make in ODD.values()]
+    for method in ("adtn", "mpo", "stt"):
+        assert any(tnc.decompositions[method]().network(shape, 4).shape != shape for shape in shapes)
 
 
 def test_trained_weights_keep_only_their_scale():
@@ -237,15 +246,18 @@ def test_bad_requests_change_nothing(planted, rules, rank, error, said):
         tensorized(model, tnc.Rule("0.*", "svd", 2), None, execution="quick")
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 90), (67, 59)], ids=str)
 @pytest.mark.parametrize("decomposition", ["svd", "mpo(order=3)", "ring", "cp", "stt"])
-def test_random_vectors_measure_what_contraction_does(decomposition, monkeypatch):
+def test_random_vectors_measure_what_contraction_does(decomposition, rows, columns, monkeypatch):
     """A network that is too dear to contract with itself is measured by its action."""
-    layer = tnc.nn.Linear(90, 64, decomposition=decomposition, rank=0.2)
+    layer = tnc.nn.Linear(columns, rows, decomposition=decomposition, rank=0.2)
     cores = [core.detach() for core in layer.cores]
     exact, measured = [], []
     for found, most in ((exact, 1e9), (measured, 0)):
         monkeypatch.setattr(factorized, "_EXACT", most)
-        found.append(factorized.mean_square(layer.cores.network, cores, (64, 90)))
+        found.append(factorized.mean_square(layer.cores.network, cores, (rows, columns)))
     assert exact != measured  # two ways indeed
-    assert exact[0] == pytest.approx(float(dense(layer.cores.network, cores).square().mean()), rel=1e-4)
+    assert exact[0] == pytest.approx(
+        float(dense(layer.cores.network, cores, (rows, columns)).square().mean()), rel=1e-4
+    )
     assert measured[0] == pytest.approx(exact[0], rel=0.15)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.papers import data
 from benchmarks.papers.data import cifar
-from tnc.data import Images
+from tnc.data import Images, idx_sha256
 
 
 def tiny(train: int, test: int, classes: int = 10, shape=(32, 32, 3)) -> Images:
@@ -23,6 +25,17 @@ def assert_same(a: Images, b: Images) -> None:
     for found, expected in zip(a, b, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == np.uint8 and found.flags.c_contiguous
+
+
+def publish(monkeypatch, name: str, images: Images) -> None:
+    """Let these images be what was published under that name."""
+    find = data.SOURCES[name].find
+    if name.startswith("cifar"):
+        sums = cifar.checksum(*images[:2]), cifar.checksum(*images[2:])
+        find = find.__self__._replace(sums=sums).find
+    else:
+        find = partial(find, sums=tuple(map(idx_sha256, images)))
+    monkeypatch.setitem(data.SOURCES, name, data.SOURCES[name]._replace(find=find))
 
 
 def planes(images: np.ndarray) -> np.ndarray:

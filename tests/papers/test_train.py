@@ -67,6 +67,23 @@ def test_training_stops_at_the_deadline_and_counts_what_it_took(data):
     assert fit(model, Batches(data, data.train, batch=4, steps=30, deadline=time.perf_counter()), recipe, 1e-2) == 1
 
 
+@pytest.mark.parametrize("total", [90, 700, 1600, 1601, 2000, 50_000])
+@pytest.mark.parametrize("rates", [(1e-3,), (1e-3, 1e-2)])
+def test_a_schedule_that_is_affordable_takes_the_steps_there_are_trials_included(rates, total):
+    recipe = Recipe(epochs=1, batch=1, rates=rates)
+
+    def taken(steps):
+        return 3 * steps + sum(recipe.trial(steps) for _ in rates if len(rates) > 1)
+
+    steps = recipe.affordable(total, 3)
+    assert taken(steps - 1) < total < taken(steps + 2)  # to within the rounding of a trial
+
+
+def test_a_trial_is_a_fifth_of_the_steps_and_never_so_few_that_it_says_nothing():
+    recipe = Recipe(epochs=1, batch=1, rates=(1e-3, 1e-2))
+    assert [recipe.trial(steps) for steps in (50, 364, 1000, 2812)] == [50, 200, 200, 562]
+
+
 def test_features_are_computed_once_and_augmented_copies_stop_at_the_deadline(data, tmp_path):
     calls = []
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
 
-from tnc.backends import Backend, unknown_device
+from tnc.backends import Backend, Job, Result, unknown_device
 from tnc.errors import MissingExtraError
 from tnc.typing import Array, Namespace
 
@@ -17,6 +20,10 @@ try:
     import torch
 except ImportError as error:  # pragma: no cover - needs an environment without torch
     raise MissingExtraError("the backend 'torch' needs PyTorch: pip install 'tncompress[torch]'") from error
+
+
+_JOBS = 4
+"""At most so many at a time: each has a copy of its weight, and more."""
 
 
 class TorchBackend(Backend):
@@ -58,6 +65,21 @@ class TorchBackend(Backend):
         if x.device.type == "meta":
             return id(x)
         return x.data_ptr(), tuple(x.shape), x.stride(), x.dtype
+
+    def concurrently(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+        """On the host a few jobs share the threads: one that has all of them leaves some idle half of the time."""
+        threads = torch.get_num_threads()
+        workers = min(threads, len(jobs), _JOBS)
+        if self.place.type != "cpu" or workers == 1:
+            yield from map(function, jobs)
+            return
+        context = copy_context()  # settings are in force in the threads, too
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
+        try:
+            yield from pool.map(lambda job: context.copy().run(function, job), jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
     def synchronize(self) -> None:
         if self.place.type == "cuda":

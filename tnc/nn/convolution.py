@@ -24,6 +24,7 @@ class _Convolution(Factorized):
 
     transposed: bool
     groups: int
+    in_channels: int
     kernel_size: Shape
     stride: Shape
     dilation: Shape
@@ -41,8 +42,8 @@ class _Convolution(Factorized):
 
     def planned(self, input: Tensor, positions: int) -> Conv | None:
         """The plan for an input over so many places of the kernel, or None where the kernel is rebuilt."""
-        if input.dim() < len(self.cores.shape):  # no batch
-            return None
+        if input.dim() != len(self.cores.shape) or input.shape[1] != self.in_channels:
+            return None  # no batch, or an input that torch refuses: in its own words
         return self.schedule.plan(input.shape[0] * positions, tracked(input, *self.cores))
 
     def through(self, input: Tensor, made: Conv, padding: Shape, extent: Shape) -> Tensor:

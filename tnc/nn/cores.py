@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
+from math import prod
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from tnc.contract import crop, rebuild, recipe
 from tnc.decomposition import Factorization
 from tnc.network import Network
 from tnc.nn.native import xp
-from tnc.nn.recompute import own_precision, tracked
+from tnc.nn.recompute import contracted, own_precision, tracked
 from tnc.typing import Shape
 
 __all__ = ["PLAIN", "Cores", "Rebuild", "arranged", "layout"]
@@ -21,6 +25,7 @@ __all__ = ["PLAIN", "Cores", "Rebuild", "arranged", "layout"]
 PLAIN = "contiguous_format"
 
 _PLAIN = frozenset((Tensor, nn.Parameter))
+_VERSION = attrgetter("_version")
 
 
 class Rebuild(nn.Module):
@@ -41,7 +46,7 @@ class Rebuild(nn.Module):
         super().__init__()
         self.network, self.shape, self.recipe = network, tuple(shape), recipe(network)
         self.keeps = keeps
-        self.kept: tuple[Any, Tensor] | None = None
+        self.kept: _Kept | None = None
 
     def forward(self, *cores: Tensor) -> Tensor:
         """The weight. In evaluation and without gradients the last one is kept until a core changes.
@@ -50,10 +55,14 @@ class Rebuild(nn.Module):
         """
         if self.training or not self.keeps or not _settled(cores):
             return self.rebuilt(*cores)
-        state = [(t.data_ptr(), t._version) for t in (*cores, *self._buffers.values()) if t is not None]
-        if self.kept is None or self.kept[0] != state:
-            self.kept = state, self.rebuilt(*cores)
-        return self.kept[1]
+        tensors = [t for t in (*cores, *self._buffers.values()) if t is not None]
+        state = [*map(Tensor.data_ptr, tensors), *map(_VERSION, tensors), _steps]
+        kept = self.kept
+        if kept is None or kept.state != state or not all(map(is_, tensors, kept.tensors)) or kept.edited():
+            with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode no gradient may pass
+                weight = self.rebuilt(*cores)
+            self.kept = kept = _Kept(weight, weight._version, tensors, state)
+        return kept.weight
 
     def train(self, mode: bool = True) -> Rebuild:
         """As torch's; the weight kept is forgotten."""
@@ -61,9 +70,12 @@ class Rebuild(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Rebuild:
-        """As torch's; a core that is cast there and back may lie where it lay before."""
+        """As torch's, but for memory formats: torch gives one to all tensors of four axes or five, cores are no maps.
+
+        A core that is cast there and back may lie where it lay before.
+        """
         self.kept = None
-        return super()._apply(fn, recurse)
+        return super()._apply(lambda t: fn(t.flatten()).view(t.shape), recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": None}
@@ -71,24 +83,52 @@ class Rebuild(nn.Module):
     def rebuilt(self, *cores: Tensor) -> Tensor:
         """Contract the cores to the weight, in their own precision even under autocast, as a dense weight has it.
 
-        A feed keeps none of its intermediates for the backward pass.
+        Next to none of the intermediates is kept for the backward pass.
         """
         with own_precision(cores[0]):
             through = _recompute if torch.is_grad_enabled() else None
-            return crop(rebuild(self.recipe, cores, xp, through), self.shape)
+            return crop(
+                rebuild(self.recipe, cores, xp, through, partial(contracted, entries=prod(self.shape))), self.shape
+            )
 
     def extra_repr(self) -> str:
         """Pattern and shape, for people."""
         return f"{self.network.pattern!r}, shape={self.shape}, {self.network.n_params:,} parameters"
 
 
+class _Kept(NamedTuple):
+    """A weight and what it was made of; the tensors are held, so that no other can come to lie in their place."""
+
+    weight: Tensor
+    version: int
+    tensors: list[Tensor]
+    state: list[int]
+
+    def edited(self) -> bool:
+        """Whether someone wrote into the weight itself."""
+        return self.weight._version != self.version
+
+
+_steps = 0
+"""Steps of all optimizers so far: their fused kernels change parameters past torch's version counters."""
+
+
+def _stepped(*_: Any) -> None:
+    global _steps
+    if not torch.compiler.is_compiling():  # what is compiled counts versions, and would be compiled at every step
+        _steps += 1
+
+
+register_optimizer_step_post_hook(_stepped)
+
+
 def _settled(cores: Sequence[Tensor]) -> bool:
     """Whether a weight made of these tensors may outlive the call: nothing is recorded, traced or transformed."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tracked(*cores):
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or tracked(*cores):
         return False
     if torch._C._are_functorch_transforms_active():
         return False
-    return all(type(core) in _PLAIN and not core.is_inference() for core in cores)
+    return _PLAIN.issuperset(map(type, cores)) and not any(map(Tensor.is_inference, cores))
 
 
 def _recompute(function, *cores: Tensor) -> Tensor:

@@ -142,22 +142,28 @@ def fresh(network: Network, shape: Shape, deviation: float, dtype: torch.dtype, 
 
 
 def mean_square(network: Network, cores: list[Tensor], shape: Shape) -> float:
-    """Mean square of the rebuilt entries: the network contracted with itself, so that only a feed is rebuilt.
+    """Mean square of the rebuilt entries: the network contracted with itself, so that nothing is rebuilt.
 
-    Where that costs more than `_EXACT`, as for a ring of high rank, its action on random vectors is measured instead,
-    to a few percent.
+    With a feed, or where the network overshoots `shape`, the entries are rebuilt. Where that costs more than `_EXACT`,
+    as for a ring of high rank, the action on random vectors is measured instead, to a few percent.
     """
-    if network.feed is not None:
-        return float(contract.dense(network, cores, shape).square().mean())
+    rebuilt = network.feed is not None or network.shape != shape
+    exact = contract.recipe(network).plan if rebuilt else _squared(network)
+    if network.feed is not None or exact.flops <= _EXACT or contract.rebuilds(network):
+        if rebuilt:
+            return float(contract.dense(network, cores, shape).square().mean())
+        return float(contract.run(exact, [*cores, *cores])) / math.prod(shape)
+    generator = torch.Generator(cores[0].device).manual_seed(0)
+    columns = math.prod(shape[1:])
+    probes = torch.randn(_PROBES, columns, dtype=cores[0].dtype, device=cores[0].device, generator=generator)
+    return float(contract.apply(network, cores, probes, shape).square().sum()) / _PROBES / math.prod(shape)
+
+
+def _squared(network: Network) -> contract.Plan:
+    """The network contracted with itself: the sum of its squared entries."""
     twins = [tuple(i if i in network.outer else f"{i}'" for i in core) for core in network.operands]
     sizes = {name: n for i, n in network.sizes.items() for name in (i, i if i in network.outer else f"{i}'")}
-    exact = contract.plan((*network.operands, *twins), (), tuple(sizes.items()))
-    if exact.flops <= _EXACT or contract.rebuilds(network):
-        return float(contract.run(exact, [*cores, *cores])) / math.prod(network.shape)
-    generator = torch.Generator(cores[0].device).manual_seed(0)
-    columns = math.prod(network.shape[1:])
-    probes = torch.randn(_PROBES, columns, dtype=cores[0].dtype, device=cores[0].device, generator=generator)
-    return float(contract.apply(network, cores, probes).square().sum()) / _PROBES / math.prod(network.shape)
+    return contract.plan((*network.operands, *twins), (), tuple(sizes.items()))
 
 
 def deviation(layer: nn.Module) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +81,8 @@ def heal(
     model : torch.nn.Module
         On the device it trains on; compressed or not.
     loader : iterable of (inputs, labels)
-        Batches; iterated once an epoch. Shuffling and dropout follow `seed` and the epoch's number.
+        Batches; iterated once an epoch, so no iterator for more than one. Shuffling and dropout follow `seed` and the
+        epoch's number.
     teacher : torch.nn.Module, optional
         Usually the model before compression, on the same device. The loss becomes
         ``(1 - alpha) · loss + alpha · distillation``.
@@ -101,7 +102,8 @@ def heal(
         Stop when so many epochs have brought no better validation.
     checkpoint : str or Path, optional
         File for the state after each epoch, which all processes see. Where it exists the run goes on from it, and ends
-        with the same weights as if it had not been interrupted (on a CPU to the last bit).
+        with the same weights as if it had not been interrupted (on a CPU to the last bit). Other settings are refused:
+        `loss` is known by its name and numbers, `schedule` by its values.
     autocast : torch.dtype, optional
         ``torch.bfloat16`` for mixed precision.
     seed : int
@@ -117,20 +119,21 @@ def heal(
     CheckpointError
         The checkpoint is damaged or of another run, or cannot be written.
     TncError
-        The loss is not finite any more, `patience` has no validation, or float16, which needs scaled losses, is asked
-        for.
+        The loss is not finite any more: the model is as it was when validation was best, or without validation as the
+        last step left it. Or a rate or temperature is not above 0, data end with their first pass, `patience` has no
+        validation, or float16, which needs scaled losses, is asked for.
     WeightError
         No parameter of the model requires a gradient.
     """
-    _check(epochs, patience, validation, autocast)
     settings = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "temperature": temperature, "alpha": alpha}
-    settings |= {"seed": seed, "teacher": teacher is not None, "validation": validation is not None}
+    _check(settings, patience, loader, validation, autocast)
     run = _started(model, lr, weight_decay)
     with together(model) as processes, _as_before(model, teacher), _bar(epochs * length(loader), progress) as shown:
         task = Task(processes, loss or functional.cross_entropy, teacher, temperature, alpha, autocast)
         judged = partial(task.score, model, validation) if validation is not None else lambda: None
+        known = _compared(seed, patience, validation is not None, task, schedule) if checkpoint is not None else {}
         if checkpoint is not None and Path(checkpoint).exists():
-            run.load(checkpoint, settings)
+            run.load(checkpoint, settings | known)
         else:
             run.judge(judged())
         parallel = processes.wrap(model)
@@ -139,7 +142,7 @@ def heal(
             rate = partial(_rate, schedule, done, epochs)
             _epoch(run, partial(task.train, parallel, run.optimizer, loader, rate, shown), judged)
             if checkpoint is not None:
-                processes.first(partial(run.save, checkpoint, settings))
+                processes.first(partial(run.save, checkpoint, settings | known))
         del parallel  # or it would be the last to hold the connection, when `together` has closed it
         run.finish()
     return History(tuple(run.epochs), run.before, run.best)
@@ -149,17 +152,42 @@ def _rate(schedule: Callable[[float], float], done: int, epochs: int, part: floa
     return schedule((done + part) / epochs)
 
 
+def _compared(seed: int, patience: int | None, judged: bool, task: Task, schedule: Any) -> dict[str, Any]:
+    """What else must be as it was for a run to go on: of functions what a file can hold, a name and numbers."""
+    loss: Any = task.loss
+    held = {n: getattr(loss, n, None) for n in getattr(loss, "__constants__", ())} | getattr(loss, "keywords", {})
+    named = getattr(loss, "func", loss)  # of a partial
+    name = getattr(named, "__qualname__", type(named).__qualname__)
+    found = {"seed": seed, "patience": patience, "teacher": task.teacher is not None, "validation": judged}
+    numbers = {n: x for n, x in held.items() if isinstance(x, str | int | float)}
+    return found | {"loss": [name, numbers], "schedule": [round(float(schedule(k / 8)), 6) for k in range(8)]}
+
+
 def _epoch(run: Run, train: Callable[[], Score], judged: Callable[[], Score | None]) -> None:
     """One pass over the training data, and its judgement."""
     started = time.perf_counter()
-    score, found = train(), judged()
+    if not math.isfinite((score := train()).loss):
+        run.finish()
+        now = f"it was after epoch {run.best}, the best" if run.best_state else "the last step left it"
+        said = f"the loss has become {score.loss}: lower the learning rate, or repair the data"
+        raise TncError(f"{said}; the model is as {now}")
+    found = judged()
     run.epochs.append(Epoch(*score, time.perf_counter() - started, found))
     run.judge(found)
 
 
-def _check(epochs: int, patience: int | None, validation: Any, autocast: torch.dtype | None) -> None:
+def _check(
+    settings: Mapping[str, float], patience: int | None, loader: Any, validation: Any, autocast: torch.dtype | None
+) -> None:
+    epochs = settings["epochs"]
     if epochs < 1:
         raise TncError(f"epochs={epochs}: at least one pass over the loader is needed")
+    for name in ("lr", "temperature"):
+        if not 0 < settings[name] < math.inf:
+            raise TncError(f"{name}={settings[name]}: it must be finite and above 0")
+    for name, data, passes in (("loader", loader, epochs), ("validation", validation, epochs + 1)):
+        if isinstance(data, Iterator) and passes > 1:
+            raise TncError(f"{name}= ends with its first pass: give a DataLoader or a list, iterated once an epoch")
     if patience is not None and (validation is None or patience < 1):
         raise TncError(
             f"patience={patience} counts epochs without a better validation: pass validation=, and at least 1"

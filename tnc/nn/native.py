@@ -20,6 +20,10 @@ class _Native:
     matmul = staticmethod(torch.matmul)
     broadcast_to = staticmethod(torch.broadcast_to)
 
+    @staticmethod
+    def matrix_transpose(x: torch.Tensor) -> torch.Tensor:
+        return x.mT
+
     def __getattr__(self, name: str) -> Any:
         return getattr(compat, name)
 

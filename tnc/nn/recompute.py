@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,17 @@ from tnc.nn.native import xp
 from tnc.nn.scratch import room
 from tnc.plans import Plan, run
 
-__all__ = ["contracted", "own_precision", "recomputed", "tracked", "transformed"]
+__all__ = [
+    "autocast",
+    "casting",
+    "contracted",
+    "derived",
+    "own_precision",
+    "owned",
+    "recomputed",
+    "tracked",
+    "transformed",
+]
 
 KEPT = 0.15
 """Entries of intermediates kept for the backward pass, as a share of the input's."""
@@ -28,49 +39,77 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        kind = tensors[0].device.type
-        ctx.function, ctx.kind = function, kind
-        ctx.cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        ctx.function, ctx.cast = function, autocast(tensors[0].device.type)
         ctx.save_for_backward(*tensors)
-        with torch.no_grad():
-            return function(*tensors)
+        return owned(function(*tensors))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), torch.autocast(ctx.kind, enabled=ctx.cast[0], dtype=ctx.cast[1]):
-            output = ctx.function(*tensors)
-        wanted = [t for t in tensors if t.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradient))
-        return None, *(next(found) if need else None for need in needed)
+        with casting(ctx.cast):
+            return None, *derived(ctx.function, ctx.saved_tensors, ctx.needs_input_grad[1:], gradient)
 
 
 class _Contracted(torch.autograd.Function):
-    """A plan; keeps its operands, and intermediates as long as they are small beside the first one."""
+    """A plan; keeps its operands, and intermediates as long as they are few beside `entries`."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: Tensor) -> Tensor:
-        kind = tensors[0].device.type
-        ctx.plan, ctx.kind = plan, kind
-        ctx.cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        with torch.no_grad(), room() as scratch:
-            output, kept = push(plan, tensors, xp, KEPT * tensors[0].numel(), scratch)
+    def forward(ctx: Any, plan: Plan, entries: int, *tensors: Tensor) -> Tensor:
+        ctx.plan, ctx.cast = plan, autocast(tensors[0].device.type)
+        with room() as scratch:
+            output, kept = push(plan, tensors, xp, KEPT * entries, scratch)
         ctx.kept = tuple(kept)
         ctx.save_for_backward(*tensors, *kept.values())
-        return output
+        return owned(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         saved = ctx.saved_tensors  # torch's checkpoints allow one look only
         tensors, kept = saved[: len(needed)], saved[len(needed) :]
-        with torch.autocast(ctx.kind, enabled=ctx.cast[0], dtype=ctx.cast[1]), room() as scratch:
-            values = dict(zip(ctx.kept, kept, strict=True))
-            found = pull(ctx.plan, tensors, values, gradient, needed, xp, scratch)
-        return None, *(g if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True))
+        with casting(ctx.cast):
+            if torch.is_grad_enabled():
+                return None, None, *derived(partial(_run, ctx.plan), tensors, needed, gradient)
+            with room() as scratch:
+                values = dict(zip(ctx.kept, kept, strict=True))
+                found = pull(ctx.plan, tensors, values, gradient, needed, xp, scratch)
+        return None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True))
+
+
+def _run(plan: Plan, *tensors: Tensor) -> Tensor:
+    return run(plan, tensors, xp)
+
+
+def derived(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], needed: Sequence[bool], gradient: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``function(*tensors)``, run again; where autograd records the backward pass, they have gradients."""
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad():
+        arguments = [
+            t.view_as(t) if twice else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)
+        ]
+        output = function(*arguments)
+    wanted = [t for t, need in zip(arguments, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=twice))
+    return [next(found) if need else None for need in needed]
+
+
+def owned(output: Tensor) -> Tensor:
+    """The same memory as a tensor that is no view: autograd forbids edits in place of a function's view."""
+    return output.new_empty(0).set_(output) if output._is_view() else output  # type: ignore[call-overload]
+
+
+def autocast(kind: str) -> tuple[str, bool, torch.dtype]:
+    """What autocast does on such a device."""
+    if not torch.amp.is_autocast_available(kind):
+        return kind, False, torch.float32
+    return kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+
+def casting(cast: tuple[str, bool, torch.dtype]) -> AbstractContextManager[Any]:
+    """A context in which autocast does so; entering one takes as long as three small products."""
+    kind, enabled, dtype = cast
+    return nullcontext() if cast == autocast(kind) else torch.autocast(kind, enabled=enabled, dtype=dtype)
 
 
 def tracked(*tensors: Tensor) -> bool:
@@ -89,11 +128,14 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return _Recomputed.apply(function, *tensors)
 
 
-def contracted(plan: Plan, tensors: Sequence[Tensor], xp: Any = xp) -> Tensor:
-    """`tnc.plans.run`, keeping next to nothing but the operands for the backward pass."""
-    if transformed() or not tracked(*tensors):
+def contracted(plan: Plan, tensors: Sequence[Tensor], xp: Any = xp, *, entries: int | None = None) -> Tensor:
+    """`tnc.plans.run`, keeping next to nothing but the operands for the backward pass: few beside `entries`.
+
+    Those are the first operand's when omitted.
+    """
+    if transformed() or not plan.steps or not tracked(*tensors):
         return run(plan, tensors, xp)
-    return _Contracted.apply(plan, *tensors)
+    return _Contracted.apply(plan, tensors[0].numel() if entries is None else entries, *tensors)
 
 
 def transformed() -> bool:

