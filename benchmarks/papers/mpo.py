@@ -53,7 +53,7 @@ DENSENET: dict[tuple[int, int], Modes] = {(10, 448): ((1, 5, 2, 1), (4, 4, 7, 4)
 
 # Short schedules that reach what the networks can; the paper's 500 epochs of plain SGD are out of a CPU's reach.
 MNIST = Recipe(epochs=30, batch=100, rates=(1e-3, 3e-3, 1e-2))
-LENET = Recipe(epochs=20, batch=100, rates=(1e-3, 3e-3, 1e-2))
+LENET = Recipe(epochs=20, batch=100, rates=(3e-3, 1e-2, 2e-2))
 CIFAR = Recipe(epochs=100, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
 
 

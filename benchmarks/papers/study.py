@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.papers.changes import Layers, aligned, compressed, count, narrowed, tensorized, weights_of
-from benchmarks.papers.train import TRIAL, Batches, Data, Recipe, accuracy, device, fit, pace
+from benchmarks.papers.train import Batches, Data, Recipe, accuracy, device, fit, pace
 
 __all__ = ["Method", "Row", "Study", "counted", "train"]
 
@@ -132,18 +132,20 @@ def _count(method: Method) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------- training
 
 
-def train(study: Study, minutes: float, say: Callable[[str], None] = print) -> Iterator[Row]:
+def train(study: Study, minutes: float, share: float = 1.0, say: Callable[[str], None] = print) -> Iterator[Row]:
     """The rows of a study, each as soon as all its seeds have run; as many steps for all as fit into the minutes.
 
-    A budget that does not allow `least` epochs for every row and seed runs nothing: the rows are those of `counted`.
+    They are no more than `share` of the full schedule. Where that or the budget does not allow `least` epochs for every
+    row and seed, nothing runs: the rows are those of `counted`.
     """
     start, rows = time.perf_counter(), counted(study)
     deadline = start + 60 * minutes
     data = study.load(start + 20 * minutes)
     full = study.recipe.steps(len(data.train.y))
-    steps = min(full, _affordable(study, data, deadline - time.perf_counter()))
+    steps = min(max(1, round(share * full)), _affordable(study, data, deadline - time.perf_counter()))
     if steps < min(full, int(study.least * len(data.train.y) / study.recipe.batch)):
-        say(f"{study.net} on {study.data}: {minutes:.0f} minutes are too few for {study.least:g} epochs a row: not run")
+        too_few = f"{max(0, steps):,} steps are too few, a row needs {study.least:g} epochs"
+        say(f"{study.net} on {study.data}: {too_few}: not run; a larger --budget or --share would give more")
         return
     schedule = {"schedule": str(study.recipe), "steps": steps, "full_steps": full, "budget_minutes": _finite(minutes)}
     dense: dict[int, nn.Module] = {}
@@ -194,7 +196,7 @@ def _rate(study: Study, method: Method, dense: nn.Module | None, data: Data, ste
     rates = study.recipe.rates
     if len(rates) == 1 or not method.trained:
         return rates[0]
-    short = max(1, round(TRIAL * steps))
+    short = study.recipe.trial(steps)
     trials = (_one(study, method, dense, data, short, deadline, seed=0, rate=rate, trial=True) for rate in rates)
     scores = [run["validation"] for _, run in trials]
     return rates[scores.index(max(scores))]
@@ -218,7 +220,7 @@ def _affordable(study: Study, data: Data, seconds: float) -> int:
         fixed += making + step * scored / 2
     trials = len(study.recipe.rates) if len(study.recipe.rates) > 1 else 0
     left = seconds - fixed * (study.seeds + trials)
-    return int(left / (1.1 * per_step * (study.seeds + TRIAL * trials))) if per_step else 10**12
+    return study.recipe.affordable(left / (1.1 * per_step), study.seeds) if per_step else 10**12
 
 
 def _finite(minutes: float) -> float | None:

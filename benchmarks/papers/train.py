@@ -42,6 +42,8 @@ class Data(NamedTuple):
 
 TRIAL = 0.2
 """Share of the steps after which a learning rate is judged."""
+LEAST = 200
+"""Steps of such a trial at least: the first few hundred favour rates under which random gates hardly move."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Recipe:
     epochs : float
         Passes over the training split, of the full schedule.
     rates : tuple of float
-        Of several, every row takes the one that does best on the validation split after `TRIAL` of the steps.
+        Of several, every row takes the one that does best on the validation split in a trial.
     taught : bool
         Whether half of the loss is the distillation of the trained dense network.
     smoothing : float
@@ -72,13 +74,24 @@ class Recipe:
         """Steps of the full schedule on so many examples."""
         return max(1, round(self.epochs * size / self.batch))
 
+    def trial(self, steps: int) -> int:
+        """Steps after which a learning rate is judged, in a schedule of so many."""
+        return min(steps, max(round(TRIAL * steps), LEAST))
+
+    def affordable(self, total: float, seeds: int) -> int:
+        """The longest schedule that takes `total` steps for all seeds and one trial of every rate."""
+        trials = len(self.rates) if len(self.rates) > 1 else 0
+        long = min(total / (seeds + TRIAL * trials), (total - LEAST * trials) / seeds)
+        return int(max(long, total / (seeds + trials)))
+
     def __str__(self) -> str:
         crops = ", random crops and flips" if self.augmented else ""
         decay = f", weight decay {self.decay:g}" if self.decay else ""
         taught = ", taught by the dense network" if self.taught else ""
         smooth = f", labels smoothed by {self.smoothing:g}" if self.smoothing else ""
         choice = " or ".join(f"{rate:g}" for rate in self.rates)
-        chosen = f" (chosen on validation after {TRIAL:.0%} of the steps, seed 0)" if len(self.rates) > 1 else ""
+        when = f"after {TRIAL:.0%} of the steps and {LEAST} at least, seed 0"
+        chosen = f" (chosen on validation {when})" if len(self.rates) > 1 else ""
         rate = f"rate {choice}{chosen} falling to 0 along a cosine"
         return f"AdamW, {rate}{decay}, batch {self.batch}{crops}{smooth}{taught}, {self.epochs:g} epochs"
 
