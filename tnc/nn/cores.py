@@ -53,16 +53,18 @@ class Rebuild(nn.Module):
 
         An edit through ``core.data`` escapes torch's version counters: call ``model.eval()`` after it.
         """
-        if self.training or not self.keeps or not _settled(cores):
+        if self.training or not self.keeps or _recorded(cores):
             return self.rebuilt(*cores)
-        tensors = [t for t in (*cores, *self._buffers.values()) if t is not None]
-        state = [*map(Tensor.data_ptr, tensors), *map(_VERSION, tensors), _steps]
-        kept = self.kept
-        if kept is None or kept.state != state or not all(map(is_, tensors, kept.tensors)) or kept.edited():
-            with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode no gradient may pass
-                weight = self.rebuilt(*cores)
-            self.kept = kept = _Kept(weight, weight._version, tensors, state)
-        return kept.weight
+        pinned = self._buffers.get("pinned")
+        tensors = cores if pinned is None else (*cores, pinned)
+        if (kept := self.kept) and all(map(is_, tensors, kept.tensors)) and kept.state == _state(*kept):
+            return kept.weight
+        if not _PLAIN.issuperset(map(type, cores)) or any(map(Tensor.is_inference, cores)):
+            return self.rebuilt(*cores)  # nothing says when these change
+        with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode no gradient may pass
+            weight = self.rebuilt(*cores)
+        self.kept = _Kept(weight, tensors, _state(weight, tensors))
+        return weight
 
     def train(self, mode: bool = True) -> Rebuild:
         """As torch's; the weight kept is forgotten."""
@@ -100,13 +102,13 @@ class _Kept(NamedTuple):
     """A weight and what it was made of; the tensors are held, so that no other can come to lie in their place."""
 
     weight: Tensor
-    version: int
-    tensors: list[Tensor]
+    tensors: tuple[Tensor, ...]
     state: list[int]
 
-    def edited(self) -> bool:
-        """Whether someone wrote into the weight itself."""
-        return self.weight._version != self.version
+
+def _state(weight: Tensor, tensors: tuple[Tensor, ...], _: Any = None) -> list[int]:
+    """What changes when someone writes into one of the tensors, or into the weight itself."""
+    return [*map(Tensor.data_ptr, tensors), *map(_VERSION, tensors), weight._version, _steps]
 
 
 _steps = 0
@@ -122,13 +124,11 @@ def _stepped(*_: Any) -> None:
 register_optimizer_step_post_hook(_stepped)
 
 
-def _settled(cores: Sequence[Tensor]) -> bool:
-    """Whether a weight made of these tensors may outlive the call: nothing is recorded, traced or transformed."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or tracked(*cores):
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return False
-    return _PLAIN.issuperset(map(type, cores)) and not any(map(Tensor.is_inference, cores))
+def _recorded(cores: Sequence[Tensor]) -> bool:
+    """Whether what is made of these tensors is differentiated, traced or transformed, and may not outlive the call."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return True
+    return tracked(*cores) or torch._C._are_functorch_transforms_active()
 
 
 def _recompute(function, *cores: Tensor) -> Tensor:
