@@ -137,7 +137,7 @@ def on_features(load_data: Callable[[float], Data] = cached) -> Study:
     names = ["fc1.weight", "fc2.weight"]
     free = {name: Format("svd", 4) for name in names}
     rows.append(Method("svd, rank 4", "control", head, free, note="the rank of a wall with M = 1, with free factors"))
-    rows.append(Method("no hidden layer", "control", partial(nn.Linear, 512, 10), start="dense"))
+    rows.append(Method("no hidden layer", "control", partial(nn.Linear, 512, 10)))
     return Study("vgg16-head", "cifar10-features", (names, head), rows, HEAD, load_data, note=FEATURES, least=0.5)
 
 

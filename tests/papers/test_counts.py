@@ -46,6 +46,9 @@ def test_adtn_has_424_where_the_weights_are_large():
     assert head["adtn M=1"]["replaced"] == head["adtn M=1, two stages"]["replaced"] == 424
     assert head["svd at 424"]["replaced"] == 512 + 4096 + 4096 + 4096  # no smaller one exists
     assert head["no hidden layer"]["whole"] == 5130
+    method = next(m for m in adtn.on_features().methods if m.name == "no hidden layer")
+    with torch.device("meta"):  # made anew, not the trained dense head again
+        assert isinstance(method.made(adtn.head()), nn.Linear)
     assert rows(adtn, "vgg16-adtn", "cifar100")["adtn M=1"]["replaced"] == 424
     assert rows(adtn, "alexnet")["adtn M=1"]["replaced"] == 4 * 11 + 16 * 10 + 224
 
