@@ -42,6 +42,9 @@ class Rebuild(nn.Module):
         Whether the weight may be kept between forward passes of a model in evaluation.
     """
 
+    layout = PLAIN
+    """The memory format of the weight; that of a convolution's kernel decides how torch computes."""
+
     def __init__(self, network: Network, shape: Shape, *, keeps: bool = True) -> None:
         super().__init__()
         self.network, self.shape, self.recipe = network, tuple(shape), recipe(network)
@@ -62,7 +65,9 @@ class Rebuild(nn.Module):
         if not _PLAIN.issuperset(map(type, cores)) or any(map(Tensor.is_inference, cores)):
             return self.rebuilt(*cores)  # nothing says when these change
         with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode no gradient may pass
-            weight = self.rebuilt(*cores)
+            # Room for it comes before its intermediates: what these leave free is then the heap's end, and no hole.
+            room = cores[0].new_empty(self.shape).contiguous(memory_format=getattr(torch, self.layout))
+            weight = room.copy_(self.rebuilt(*cores))
         self.kept = _Kept(weight, tensors, _state(weight, tensors))
         return weight
 
@@ -147,8 +152,6 @@ class Cores(Rebuild):
     """
 
     pinned: Tensor | None
-    layout = PLAIN
-    """The memory format of the weight; that of a convolution's kernel decides how torch computes."""
 
     def __init__(self, factorization: Factorization, *, pinned: tuple[int, Tensor] | None = None) -> None:
         super().__init__(factorization.network, factorization.shape)
