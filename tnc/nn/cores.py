@@ -60,7 +60,7 @@ class Rebuild(nn.Module):
             return self.rebuilt(*cores)
         pinned = self._buffers.get("pinned")
         tensors = cores if pinned is None else (*cores, pinned)
-        if (kept := self.kept) and all(map(is_, tensors, kept.tensors)) and kept.state == _state(*kept):
+        if (kept := self.kept) and all(map(is_, tensors, kept.tensors)) and kept.state == _state(kept.weight, tensors):
             return kept.weight
         if not _PLAIN.issuperset(map(type, cores)) or any(map(Tensor.is_inference, cores)):
             return self.rebuilt(*cores)  # nothing says when these change
@@ -111,7 +111,7 @@ class _Kept(NamedTuple):
     state: list[int]
 
 
-def _state(weight: Tensor, tensors: tuple[Tensor, ...], _: Any = None) -> list[int]:
+def _state(weight: Tensor, tensors: tuple[Tensor, ...]) -> list[int]:
     """What changes when someone writes into one of the tensors, or into the weight itself."""
     return [*map(Tensor.data_ptr, tensors), *map(_VERSION, tensors), weight._version, _steps]
 
