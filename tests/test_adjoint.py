@@ -54,6 +54,7 @@ def test_only_what_is_needed(made):
     needed = [k == 0 for k in range(len(arrays))]
     found = pull(plan, arrays, kept, result, needed, np)
     assert [x is not None for x in found] == needed
+    assert pull(plan, arrays, kept, result, [False] * len(arrays), np) == [None] * len(arrays)
 
 
 def test_small_intermediates_are_kept_within_the_allowance(rng):

@@ -58,7 +58,7 @@ def pull(
     """
     n, links, dims, inner = len(arrays), plan.links, dynamic(plan, arrays), scratch or xp
     if not links:
-        return [unlook(gradient, plan.final, arrays[0].shape, xp, dims)]
+        return [unlook(gradient, plan.final, arrays[0].shape, xp, dims) if needed[0] else None]
     values = _Values(plan, arrays, kept, inner)
     wanted = list(needed)
     for a, b in links:

@@ -94,9 +94,8 @@ class Rebuild(nn.Module):
         """
         with own_precision(cores[0]):
             through = _recompute if torch.is_grad_enabled() else None
-            return crop(
-                rebuild(self.recipe, cores, xp, through, partial(contracted, entries=prod(self.shape))), self.shape
-            )
+            run = partial(contracted, entries=prod(self.shape))
+            return crop(rebuild(self.recipe, cores, xp, through, run), self.shape)
 
     def extra_repr(self) -> str:
         """Pattern and shape, for people."""
