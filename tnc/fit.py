@@ -180,8 +180,9 @@ def als(
     """Alternating least squares for any network without a feed: each core solves its own linear problem.
 
     Cores and normal matrices are float64, with a small proximal ridge, so the error never grows; only products with
-    the whole weight are in its own dtype. Several starts run a few sweeps each and the best goes on, unless `cores`
-    gives the start. What a fit may cost is counted in operations: a seed gives the same cores everywhere.
+    the whole weight are in its own dtype. Unless `cores` gives the start, several run five sweeps each, the two that
+    are ahead five more, and the better goes on. What a fit may cost is counted in operations: a seed gives the same
+    cores everywhere.
 
     Parameters
     ----------
@@ -194,20 +195,25 @@ def als(
     tolerance : float
         Stop when a sweep lowers the relative error by less than this fraction.
     """
-    xp, spent, short = array_namespace(x), 0.0, min(10, sweeps)
+    xp, spent, short = array_namespace(x), 0.0, min(5, sweeps)
+    more = min(5, sweeps - short)
     size = ldexp(1.0, frexp(norm(x))[1])  # starts, ridge and stops are made for norms near 1; this division is exact
     tensor = tensorize(x, network) / size
     if cores is not None:
         cores = balance(cores, 1 / size)
     else:
-        trials: list[Descent] = []
         randoms = (random_cores(tensor, network, seed + k) for k in range(starts))
-        for trial in chain((balance(guess, 1 / size) for guess in guesses), randoms):
-            trials.append(descend(tensor, network, trial, short, tolerance, _WORK / 12))
-            spent += trials[-1].work
-            if spent > _WORK / 4:
-                break
-        cores, sweeps = min(trials, key=lambda trial: trial.error).cores, sweeps - short
+        begun: Iterable[Sequence[Array]] = chain((balance(guess, 1 / size) for guess in guesses), randoms)
+        for some in (short, more):
+            trials: list[Descent] = []
+            for trial in begun:
+                trials.append(descend(tensor, network, trial, some, tolerance, _WORK / 12))
+                spent += trials[-1].work
+                if spent > _WORK / 4:
+                    break
+            ahead = sorted(trials, key=lambda trial: trial.error)[:2]
+            begun = [trial.cores for trial in ahead]
+        cores, sweeps = ahead[0].cores, sweeps - short - more
     found = descend(tensor, network, cores, sweeps, tolerance, _WORK - spent)
     if found.error < 0.03 and tensor.dtype != xp.float64:  # single precision blurs squared errors by 1e-7
         wide, left = xp.astype(tensor, xp.float64), _WORK - spent - found.work

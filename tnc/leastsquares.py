@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, device
 
 from tnc.linalg import balance, norm
 from tnc.network import Network
-from tnc.plans import Indices, Plan, plan, run
+from tnc.plans import Indices, Plan, contract, plan, run
 from tnc.typing import Array, Namespace, Shape
 
 __all__ = ["Descent", "descend"]
@@ -27,6 +27,9 @@ STEPS = 10
 """Conjugate gradients per core and sweep."""
 
 _RIDGE = 1e-11
+
+_BLIND = 1e-6
+"""Below such an error the difference of two energies is rounding."""
 
 
 class Descent(NamedTuple):
@@ -63,6 +66,11 @@ def descend(
         ahead = [new + pace / (pace + 3) * (new - old) for new, old in zip(now, before, strict=True)]
         trial, gain, cost = _sweep(x, network, ahead)
         reached, spent = sqrt(max(energy - gain, 0.0) / energy) if energy else 0.0, spent + cost
+        if energy and reached < _BLIND:
+            rest = (
+                contract(network.operands, network.outer, [xp.astype(core, x.dtype, copy=False) for core in trial]) - x
+            )
+            reached = norm(rest) / sqrt(energy)
         if reached > error:
             if pace == 0:  # rounding
                 break

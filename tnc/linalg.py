@@ -26,6 +26,8 @@ _OVERSAMPLE = 16
 # Eigenvectors of larger matrices are iterated for where a start is given: rounds at most, and degree of the filter.
 _SIDE, _ROUNDS, _DEGREE = 192, 5, 4
 
+_BLOCK = 1 << 18
+
 # Energy cut off, above which a Gram matrix in single precision is good enough: a relative error of 1 %.
 _BLUR = 1e-4
 
@@ -42,8 +44,10 @@ def working(x: Array) -> Array:
 def norm(x: Array) -> float:
     """Frobenius norm, accumulated in float64."""
     xp = array_namespace(x)
-    wide = xp.reshape(xp.astype(x, xp.float64), (-1,))
-    total = xp.matmul(wide, wide)
+    flat, total = xp.reshape(x, (-1,)), xp.zeros((), dtype=xp.float64, device=device(x))
+    for start in range(0, size := flat.shape[0], _BLOCK):  # a wide copy of the whole takes longer than the sum
+        wide = xp.astype(flat[start : min(start + _BLOCK, size)], xp.float64, copy=False)
+        total = total + xp.matmul(wide, wide)
     return sqrt(float(to_numpy(total) if getattr(total, "requires_grad", False) else total))
 
 
