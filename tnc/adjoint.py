@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from tnc.plans import Plan, Step, View, dynamic, extents, look, product
+from tnc.plans import Plan, Step, View, dynamic, extents, look, outcome, product, turned
 from tnc.typing import Array, Namespace, Shape
 
 __all__ = ["pull", "push"]
@@ -32,14 +32,13 @@ def push(
     dims, values, kept = dynamic(plan, arrays), dict(enumerate(arrays)), {}
     last = len(plan.steps) - 1
     for t, (step, (a, b)) in enumerate(zip(plan.steps, plan.links, strict=True)):
-        left, right = (look(values.pop(k), v, xp, dims) for k, v in ((a, step.left_view), (b, step.right_view)))
-        size = prod(_shape(step, left, right))
-        few = t < last and size <= allowed
+        left, right = look(values.pop(a), step.left_view, xp, dims), look(values.pop(b), step.right_view, xp, dims)
+        few = t < last and prod(outcome(step, left.shape, right.shape)) <= allowed
         made = product(step, left, right, xp if few or t == last else scratch or xp)
         values[len(arrays) + t] = made
         if few:
             kept[len(arrays) + t] = made
-            allowed -= size
+            allowed -= prod(made.shape)
     return look(values.popitem()[1], plan.final, xp, dims), kept
 
 
@@ -70,11 +69,11 @@ def pull(
         step, (a, b), g = plan.steps[t], links[t], found.pop(n + t)
         left, right = values.factors(t)
         if t == len(links) - 1:
-            g = unlook(g, plan.final, _shape(step, left, right), xp, dims)
-        if wanted[a]:
-            found[a] = _left(step, g, right, values[a].shape, xp if a < n else inner, dims)
-        if wanted[b]:
-            found[b] = _right(step, g, left, values[b].shape, xp if b < n else inner, dims)
+            g = unlook(g, plan.final, outcome(step, left.shape, right.shape), xp, dims)
+        for k, view, one, other in ((a, step.left_view, _left, right), (b, step.right_view, _right, left)):
+            if wanted[k]:
+                space = xp if k < n else inner
+                found[k] = unlook(one(step, g, other, space), view, values[k].shape, space, dims)
         values.forget(t)
     return [found.get(k) for k in range(n)]
 
@@ -93,7 +92,7 @@ class _Values(dict[int, Array]):
         return self[k]
 
     def factors(self, t: int) -> tuple[Array, Array]:
-        """Both operands of a step as matrices, held until `forget`: the views may be copies."""
+        """Both operands of a step, looked at; held until `forget`, as they may be copies."""
         if t not in self.looks:
             step, (a, b) = self.plan.steps[t], self.plan.links[t]
             left = look(self[a], step.left_view, self.xp, self.dims)
@@ -106,41 +105,39 @@ class _Values(dict[int, Array]):
         del self.looks[t]
 
 
-def _shape(step: Step, left: Array, right: Array) -> Shape:
-    """Of a step's result."""
-    return (*(right if step.spread else left).shape[:-2], left.shape[-2], right.shape[-1])
+def _left(step: Step, g: Array, right: Array, xp: Namespace) -> Array:
+    """Gradient of a step's left operand; of a spread matrix, summed over the matrices it multiplies.
+
+    That of an operand which is turned comes turned: it lies in memory as its operand does.
+    """
+    turn, inner, spread = step.left_view.turn, step.right_view.turn, step.spread
+    if spread:
+        many, m, n = g.shape
+        k = right.shape[-1 if inner else -2]
+        if m * k > (m + k) * n:  # sums of products are then larger than copies of the factors
+            right, inner, spread = turned(right, inner, xp), False, False
+            g, right = (xp.reshape(xp.permute_dims(z, (1, 0, 2)), (z.shape[1], many * n)) for z in (g, right))
+    b = turned(right, inner == turn, xp)
+    found = xp.matmul(b, xp.matrix_transpose(g)) if turn else xp.matmul(g, b)
+    return xp.sum(found, axis=0) if spread else found
 
 
-def _left(step: Step, g: Array, right: Array, shape: Shape, xp: Namespace, dims: Mapping[str, Any]) -> Array:
-    """Gradient of a step's left operand; of a spread matrix, summed over the matrices it multiplies."""
-    if not step.spread:
-        found = xp.matmul(*_transposed(g, xp.matrix_transpose(right), step.left_view, xp))
-        return unlook(found, step.left_view, shape, xp, dims)
-    many, m, n = g.shape
-    k = right.shape[1]
-    few = m * k <= (m + k) * n  # sums of products are then smaller than copies of the factors
-    if not few:
-        g, right = (xp.reshape(xp.permute_dims(z, (1, 0, 2)), (z.shape[1], many * n)) for z in (g, right))
-    found = xp.matmul(*_transposed(g, xp.matrix_transpose(right), step.left_view, xp))
-    return unlook(xp.sum(found, axis=0) if few else found, step.left_view, shape, xp, dims)
-
-
-def _right(step: Step, g: Array, left: Array, shape: Shape, xp: Namespace, dims: Mapping[str, Any]) -> Array:
-    """Gradient of a step's right operand."""
-    left = xp.matrix_transpose(left)
-    left = xp.broadcast_to(left, (g.shape[0], *left.shape)) if step.spread else left
-    return unlook(xp.matmul(*_transposed(left, g, step.right_view, xp)), step.right_view, shape, xp, dims)
-
-
-def _transposed(a: Array, b: Array, view: View, xp: Namespace) -> tuple[Array, Array]:
-    """Factors of a gradient, or of its transpose for a view that is turned: it lies in memory as its operand does."""
-    return (xp.matrix_transpose(b), xp.matrix_transpose(a)) if view.turn else (a, b)
+def _right(step: Step, g: Array, left: Array, xp: Namespace) -> Array:
+    """Gradient of a step's right operand, turned if that is."""
+    turn = step.right_view.turn
+    a = turned(left, step.left_view.turn == turn, xp)
+    a = xp.broadcast_to(a, (g.shape[0], *a.shape)) if step.spread else a
+    return xp.matmul(xp.matrix_transpose(g), a) if turn else xp.matmul(a, g)
 
 
 def unlook(x: Array, view: View, shape: Shape, xp: Namespace, dims: Mapping[str, Any]) -> Array:
-    """The inverse of `tnc.plans.look`, but for the last turn, to an array of the given shape."""
+    """The inverse of `tnc.plans.look`, to an array of the given shape."""
     if view.order is not None:
         split = shape if view.split is None else extents(view.split, dims)
-        x = xp.reshape(x, tuple(split[axis] for axis in view.order))
+        x = _shaped(x, tuple(split[axis] for axis in view.order), xp)
         x = xp.permute_dims(x, tuple(view.order.index(axis) for axis in range(len(view.order))))
-    return xp.reshape(x, tuple(shape))
+    return _shaped(x, shape, xp)
+
+
+def _shaped(x: Array, shape: Shape, xp: Namespace) -> Array:
+    return x if x.shape == shape else xp.reshape(x, tuple(shape))

@@ -162,14 +162,14 @@ def apply(
     if rebuilds(network):
         weight = xp.reshape(dense(network, cores, shape, xp), (rows, -1))
         return xp.matmul(x, xp.matrix_transpose(weight))
-    flat = xp.reshape(x, (-1, *shape[1:]))
-    flat = pad(flat, (flat.shape[0], *network.shape[1:]), xp)
+    if tuple(shape[1:]) != network.shape[1:]:
+        x = xp.reshape(x, (-1, *shape[1:]))
+        x = pad(x, (x.shape[0], *network.shape[1:]), xp)
     columns = network.outer[len(network.axes[0]) :]
-    flat = xp.reshape(flat, (-1, *(network.sizes[i] for i in columns)))
+    flat = xp.reshape(x, (-1, *(network.sizes[i] for i in columns)))
     operands = _operands(network, cores, xp)
     y = run(made or apply_plan(network, bucket(flat.shape[0])), [flat, *operands], xp)
-    y = xp.reshape(y, (-1, network.shape[0]))
-    y = y if rows == network.shape[0] else y[:, :rows]
+    y = y if rows == network.shape[0] else xp.reshape(y, (-1, network.shape[0]))[:, :rows]
     return xp.reshape(y, (*lead, rows))
 
 

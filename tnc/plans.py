@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 from tnc.errors import PatternError
 from tnc.layouts import DYNAMIC, View, cheapest, count, operand, scatter, view
 from tnc.paths import Indices, find, ranking, sweep
-from tnc.typing import Array, Namespace
+from tnc.typing import Array, Namespace, Shape
 
 __all__ = [
     "DYNAMIC",
@@ -30,10 +30,11 @@ __all__ = [
     "dynamic",
     "extents",
     "look",
-    "multiply",
+    "outcome",
     "plan",
     "product",
     "run",
+    "turned",
 ]
 
 
@@ -98,6 +99,11 @@ class Plan:
             found.append((held[step.left], held[step.right]))
             held = [k for i, k in enumerate(held) if i not in (step.left, step.right)] + [new]
         return tuple(found)
+
+    @cached_property
+    def known(self) -> dict[Shape, Plan]:
+        """The plan by sizes of its dynamic indices: what `tnc.nn.alone` made."""
+        return {}
 
     @property
     def moved(self) -> int:
@@ -204,24 +210,29 @@ def dynamic(plan: Plan, arrays: Sequence[Array]) -> dict[str, Any]:
 
 
 def look(x: Array, view: View, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
-    """Reshape, permute, reshape, turn."""
+    """Reshape, permute, reshape; the turn is `turned`'s."""
     if view.split is not None:
         x = xp.reshape(x, extents(view.split, dims))
     if view.order is not None:
         x = xp.permute_dims(x, view.order)
-    if view.merge is not None:
-        x = xp.reshape(x, extents(view.merge, dims))
-    return xp.matrix_transpose(x) if view.turn else x
+    return x if view.merge is None else xp.reshape(x, extents(view.merge, dims))
 
 
-def multiply(step: Step, left: Array, right: Array, xp: Namespace, dims: Mapping[str, Any] = _STATIC) -> Array:
-    """One step: view both operands as matrices, and multiply."""
-    return product(step, look(left, step.left_view, xp, dims), look(right, step.right_view, xp, dims), xp)
+def turned(x: Array, turn: bool, xp: Namespace) -> Array:
+    """Turn the last two axes, or do not."""
+    return xp.matrix_transpose(x) if turn else x
 
 
-def product(step: Step, a: Array, b: Array, xp: Namespace) -> Array:
-    """The product of two operands that are matrices already."""
+def product(step: Step, left: Array, right: Array, xp: Namespace) -> Array:
+    """The product of two operands that were looked at."""
+    a, b = turned(left, step.left_view.turn, xp), turned(right, step.right_view.turn, xp)
     return xp.matmul(xp.broadcast_to(a, (b.shape[0], *a.shape)) if step.spread else a, b)
+
+
+def outcome(step: Step, left: Shape, right: Shape) -> Shape:
+    """The shape of a product, of those of its operands when looked at."""
+    rows, columns = left[-1 if step.left_view.turn else -2], right[-2 if step.right_view.turn else -1]
+    return (*(right if step.spread else left)[:-2], rows, columns)
 
 
 def run(plan: Plan, arrays: Sequence[Array], xp: Namespace | None = None) -> Array:
@@ -230,8 +241,9 @@ def run(plan: Plan, arrays: Sequence[Array], xp: Namespace | None = None) -> Arr
     dims = dynamic(plan, arrays)
     held = list(arrays)
     for step in plan.steps:
-        product = multiply(step, held[step.left], held[step.right], xp, dims)
-        held = [x for k, x in enumerate(held) if k not in (step.left, step.right)] + [product]
+        left, right = held[step.left], held[step.right]
+        held = [x for k, x in enumerate(held) if k not in (step.left, step.right)]
+        held.append(product(step, look(left, step.left_view, xp, dims), look(right, step.right_view, xp, dims), xp))
     return look(held[0], plan.final, xp, dims)
 
 

@@ -17,8 +17,14 @@ __all__ = ["xp"]
 class _Native:
     reshape = staticmethod(torch.reshape)
     permute_dims = staticmethod(torch.permute)
-    matmul = staticmethod(torch.matmul)
     broadcast_to = staticmethod(torch.broadcast_to)
+
+    @staticmethod
+    def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """As torch's, which expands and views for six operations where these are one."""
+        if (axes := a.dim()) == b.dim() == 2:
+            return torch.mm(a, b)
+        return torch.bmm(a, b) if axes == b.dim() == 3 and a.shape[0] == b.shape[0] else torch.matmul(a, b)
 
     @staticmethod
     def matrix_transpose(x: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tnc.adjoint import pull, push
+from tnc.nn.alone import sized
 from tnc.nn.native import xp
-from tnc.nn.scratch import room
+from tnc.nn.scratch import LARGE, room
 from tnc.plans import Plan, run
 
 __all__ = [
@@ -54,9 +55,9 @@ class _Contracted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, entries: int, *tensors: Tensor) -> Tensor:
-        ctx.plan, ctx.cast = plan, autocast(tensors[0].device.type)
-        with room() as scratch:
-            output, kept = push(plan, tensors, xp, KEPT * entries, scratch)
+        ctx.plan, ctx.cast = sized(plan, tensors), autocast(tensors[0].device.type)
+        with _space(ctx.plan) as scratch:
+            output, kept = push(ctx.plan, tensors, xp, KEPT * entries, scratch)
         ctx.kept = tuple(kept)
         ctx.save_for_backward(*tensors, *kept.values())
         return owned(output)
@@ -69,10 +70,15 @@ class _Contracted(torch.autograd.Function):
         with casting(ctx.cast):
             if torch.is_grad_enabled():
                 return None, None, *derived(partial(_run, ctx.plan), tensors, needed, gradient)
-            with room() as scratch:
+            with _space(ctx.plan) as scratch:
                 values = dict(zip(ctx.kept, kept, strict=True))
                 found = pull(ctx.plan, tensors, values, gradient, needed, xp, scratch)
         return None, None, *(g if g is None else g.to(t.dtype) for g, t in zip(found, tensors, strict=True))
+
+
+def _space(plan: Plan) -> AbstractContextManager[Any]:
+    """Room for intermediates, unless all are known to be small."""
+    return room() if plan.where or plan.peak >= LARGE // 8 else nullcontext()
 
 
 def _run(plan: Plan, *tensors: Tensor) -> Tensor:
@@ -133,14 +139,20 @@ def contracted(plan: Plan, tensors: Sequence[Tensor], xp: Any = xp, *, entries: 
 
     Those are the first operand's when omitted.
     """
-    if transformed() or not plan.steps or not tracked(*tensors):
+    if transformed():
         return run(plan, tensors, xp)
+    if not plan.steps:
+        return run(plan, tensors, xp)
+    if not tracked(*tensors):
+        plan = sized(plan, tensors)
+        with _space(plan) as scratch:
+            return push(plan, tensors, xp, scratch=scratch)[0]
     return _Contracted.apply(plan, tensors[0].numel() if entries is None else entries, *tensors)
 
 
 def transformed() -> bool:
-    """Whether torch.compile or a transform of `torch.func` takes what runs apart on its own."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Whether torch.compile, a trace or a transform of `torch.func` takes what runs apart on its own."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 def own_precision(tensor: Tensor) -> AbstractContextManager[Any]:
