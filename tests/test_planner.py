@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 import tnc
-from tnc import planner, splits
+from tnc import cost, planner, splits
 from tnc.contract import dense
 from tnc.cost import Device, device, seconds
 from tnc.errors import TncError
@@ -78,6 +78,27 @@ def test_a_depthwise_convolution_comes_out_of_cp():
     network, *_ = made("cp", (64, 64, 3, 3), 16)
     plan = splits.conv(network, splits.Extent(8, 196), RATES, False, False)
     assert plan.groups == 16 and plan.channels == (1, 1)
+
+
+def test_images_beyond_a_piece_cost_what_those_within_do():
+    """Maps come from far away, and in fresh memory, only where they are worked on as a whole."""
+    network, *_ = made("mpo(order=2)", (256, 256, 3, 3), 4)
+    fixed = next(k for k, core in enumerate(network.operands) if "k0" in core)
+    split = (), (fixed,), tuple(k for k in range(3) if k != fixed)
+    for training in (False, True):
+        one, many = (splits.planned(network, split, splits.Extent(n, 256), RATES, training, False) for n in (1, 1024))
+        assert one.folded * one.places * 64 < 2 * cost.piece(RATES)  # 16 channels of four bytes are written
+        assert many.seconds == pytest.approx(1024 * one.seconds, 1e-3)
+
+
+def test_training_pays_for_maps_that_are_made_again():
+    network, *_ = made("tucker", (64, 64, 3, 3), 32)
+    for split, price in ((((1,), (2,), (0,)), 3.6), (((1,), (0, 2), ()), 2.9)):
+        forth, both = (
+            splits.planned(network, split, splits.Extent(64, 256), RATES, training, False).seconds
+            for training in (False, True)
+        )
+        assert price * forth < both
 
 
 def test_constants_are_stated_measured_or_remembered(tmp_path, monkeypatch):

@@ -24,19 +24,16 @@ from tnc.errors import TncError
 from tnc.layouts import NARROW
 from tnc.plans import Plan, Work, plan, run
 
-__all__ = ["Device", "calibrate", "convolution", "device", "seconds"]
+__all__ = ["Device", "calibrate", "convolution", "device", "lanes", "piece", "seconds", "step"]
 
 _LANES = 16
 """Channels that a convolution computes at once."""
 
-_SETUP = 4
-"""A convolution takes as long to set up as so many products."""
+_PIECE = 16
+"""A piece of work: what takes as long to copy as so many calls, so that these are a small share of it."""
 
 _CACHE = 1 << 25
 """Bytes that a processor holds near."""
-
-_PASSES = 3
-"""How often a convolution moves its input and output, changes of layout included."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,11 @@ def step(work: Work, device: Device, itemsize: int = 4, training: bool = False) 
     return (product + device.call) * (3 if training else 1) + copies
 
 
+def piece(device: Device) -> int:
+    """Bytes that are best worked on at a time: larger maps come from far away, and in fresh memory."""
+    return int(_PIECE * device.call * device.bytes)
+
+
 def _stream(size: int, device: Device) -> float:
     """Time to read or write so many bytes in order: faster than a permutation, unless they come from far away."""
     return size / device.bytes * (0.5 if size <= _CACHE else 2)
@@ -100,21 +102,24 @@ def convolution(
 ) -> float:
     """Time of a convolution of `groups` times `n` channels to `groups` times `m`, over `columns` places.
 
-    Libraries compute `_LANES` channels out at once, however few are asked for; backward the channels in stand in
-    their place. With groups both are filled up, unless every group has one channel in and out. Inputs and outputs
-    are moved a few times between layouts.
+    Libraries compute `_LANES` channels out at once, however few are asked for, and fill up channels in unless they are
+    few. Backward the gradient of the input fills up both, that of the kernel costs what the way forward does. With
+    groups both are filled up, too, at twice the rate forward, unless many groups have one channel in and out. Maps are
+    taken to be small enough to lie near; `piece` says how small.
     """
-    across, back = _lanes(m), _lanes(m) * _lanes(n)
-    forth = across * n if groups == 1 else back
-    if m == n == 1 < groups:
+    full = lanes(m) * lanes(n)
+    forth, back = (lanes(m) * n, full) if n < _LANES else (full, full)
+    if groups > 1:
+        forth = max(forth, full // 2)
+    if m == n == 1 and 2 * groups >= _LANES:
         forth, back = 2, 2 * _LANES
-    entries = groups * (columns * (m + n) + m * n * taps)
-    work = 2.0 * groups * columns * taps * (forth + (2 * back if training else 0)) / device.flops
-    traffic = _PASSES * entries * itemsize / device.bytes
-    return work + (traffic + _SETUP * device.call) * (3 if training else 1)
+    entries = columns * (lanes(groups * m) + groups * n) + groups * m * n * taps
+    work = 2.0 * groups * columns * taps * (forth + (back + forth if training else 0)) / device.flops
+    return work + (entries * itemsize / device.bytes + device.call) * (3 if training else 1)
 
 
-def _lanes(channels: int) -> int:
+def lanes(channels: int) -> int:
+    """Channels that are computed where so many are asked for."""
     return -(-channels // _LANES) * _LANES
 
 

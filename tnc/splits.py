@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from tnc.cost import Device, convolution, seconds
+from tnc.cost import Device, convolution, lanes, piece, seconds
 from tnc.network import Network
 from tnc.planner import multiplications, sequential
 from tnc.plans import Indices, Plan, plan
@@ -62,6 +62,8 @@ class Conv(NamedTuple):
         Channels of the middle: out of it per group, into it per group.
     direct : bool
         Whether the convolved map has the result's channels, in their order.
+    places : int
+        Places of the kernel, of a piece of the images, that are best worked on at a time.
     seconds : float
     """
 
@@ -76,6 +78,7 @@ class Conv(NamedTuple):
     unfolded: tuple[int, ...]
     channels: tuple[int, int]
     direct: bool
+    places: int
     seconds: float
 
 
@@ -133,41 +136,52 @@ def _parts(network: Network, split: Split, transposed: bool) -> _Parts:
 
 def _stages(
     network: Network, split: Split, extent: Extent, device: Device, training: bool, transposed: bool
-) -> tuple[list[Stage], float]:
-    """The contractions before, within and after the convolution, and the time of all but them."""
-    parts, size = _parts(network, split, transposed), {"*": extent.batch, **network.sizes}
-    wide, narrow = extent.positions * extent.stretch, extent.positions
-    pixels = (narrow, 1, wide) if transposed else (wide, 1, narrow)
+) -> tuple[list[tuple[float, Stage]], float, int]:
+    """What is contracted before, within and after the convolution of a piece, and how often; the time of all else.
+
+    The last is `Conv.places`.
+    """
+    parts, size = _parts(network, split, transposed), network.sizes
     count, m, n, folded = (prod(size[i] for i in part) for part in (parts.groups, parts.out, parts.into, parts.folded))
-    columns, taps = extent.batch * narrow * folded, prod(network.shape[2:])
+    before, after = (extent.stretch, 1)[:: -1 if transposed else 1]
+    entries = folded * max(before * count * n, after * lanes(count * m))
+    places = max(1, piece(device) // (4 * entries))
+    batch = min(extent.batch, max(1, places // extent.positions))
+    pixels = (before * extent.positions, 1, after * extent.positions)
+    columns, taps = batch * extent.positions * folded, prod(network.shape[2:])
     total = convolution(count, m, n, taps, columns, device, training=training)
+    if training and split[2]:  # the backward pass of the last cores needs the convolved map again
+        total += convolution(count, m, n, taps, columns, device)
     if parts.after[0] != (parts.after[1],):  # the bias is added afterwards, in a pass of its own
-        total += 4 * extent.batch * pixels[2] * network.shape[1 if transposed else 0] / device.bytes
-    return [(*term, {**size, ".": p}) for term, p in zip(parts[:3], pixels, strict=True)], total
+        total += 4 * batch * pixels[2] * network.shape[1 if transposed else 0] / device.bytes
+    pieces = extent.batch / batch
+    terms = zip((pieces, 1.0, pieces), parts[:3], pixels, strict=True)
+    return [(n, (*term, {"*": batch, ".": p, **size})) for n, term, p in terms], total * pieces, places
 
 
 def _rough(network: Network, split: Split, extent: Extent, device: Device, training: bool, transposed: bool) -> float:
     """A price from below: the convolution, multiplications in the better of two orders, results moved, and calls."""
-    stages, total = _stages(network, split, extent, device, training, transposed)
-    for operands, output, size in stages:
+    stages, total, _ = _stages(network, split, extent, device, training, transposed)
+    for times, (operands, output, size) in stages:
         if (n := len(operands)) > 1:
             work = min(multiplications(operands, output, size, path) for path in sequential(n)) / device.flops
             moved = 4 * prod(size[i] for i in output) / device.bytes
-            total += (2 * work + moved + device.call * (n - 1)) * (3 if training else 1)
+            total += times * (2 * work + moved + device.call * (n - 1)) * (3 if training else 1)
     return total
 
 
 def planned(network: Network, split: Split, extent: Extent, device: Device, training: bool, transposed: bool) -> Conv:
     """The plans of one split of the cores, and their price."""
-    stages, total = _stages(network, split, extent, device, training, transposed)
+    stages, total, places = _stages(network, split, extent, device, training, transposed)
     plans = []
-    for operands, output, size in stages:
+    for times, (operands, output, size) in stages:
         used = {i for core in (*operands, output) for i in core}
         plans.append(plan(operands, output, tuple((i, n) for i, n in size.items() if i in used)))
-    total += sum(seconds(p, device, training=training) for p in plans)
+        total += times * seconds(plans[-1], device, training=training)
+    before, middle, after = plans
+    total += stages[0][0] * seconds(before, device) if training else 0.0  # likewise the map that is convolved
     parts, sizes = _parts(network, split, transposed), network.sizes
     folded, groups, out, into = (prod(sizes[i] for i in part) for part in parts[3:])
     unfolded = tuple(sizes[i] for i in (*parts.folded, *parts.groups, *parts.out))
-    before, middle, after = plans
     direct = folded == 1 and parts.after[0] == (parts.after[1],)
-    return Conv(before, middle, after, *split, folded, groups, unfolded, (out, into), direct, total)
+    return Conv(before, middle, after, *split, folded, groups, unfolded, (out, into), direct, places, total)

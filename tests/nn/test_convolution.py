@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
 from torch.export import Dim, export  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from tnc import splits  # noqa: E402
 from tnc.cost import Device  # noqa: E402
@@ -82,6 +83,72 @@ def test_every_split_of_the_cores_agrees(planted, plugin, transposed, bias):
             with torch.set_grad_enabled(tracked):
                 found = convolve(route, x, layer.bias, tuple(layer.cores))
                 assert planted.gap(found, dense(x)) < 1e-12
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that an operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for made in found if isinstance(found, tuple | list) else (found,):
+            if isinstance(made, torch.Tensor):
+                self.bytes = max(self.bytes, made.numel() * made.element_size())
+        return found
+
+
+@pytest.mark.parametrize("plugin", ["stt", "tucker", "cp", "ring", "mpo(order=2)"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_pieces_of_a_batch_are_as_good_as_the_whole(planted, plugin, transposed):
+    """Outputs and gradients, for a batch that does not split evenly, strides, and kept values of every piece."""
+    kind = "ConvTranspose2d" if transposed else "Conv2d"
+    layer, dense = pair(kind, 16, 24, 3, plugin=plugin, rank=2, stride=(1, 2))
+    network = layer.cores.network
+    kernel = {i for axis in network.axes[2:] for i in axis}
+    others = [k for k, core in enumerate(network.operands) if not kernel & set(core)]
+    inner = tuple(k for k in range(len(network.operands)) if k not in others)
+    split = (tuple(others[:1]), inner, tuple(others[1:]))
+    made = splits.planned(network, split, splits.Extent(7, 42), Device(), True, transposed)
+    for images in (1, 2, 7):
+        x = image(kind, 16, 7).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        places = images * (42 if transposed else 21)
+        route = Route(
+            made._replace(places=places),
+            network,
+            layer.cores.shape,
+            Window(layer.stride, (0, 0), (1, 1), transposed, (0, 0)),
+        )
+        assert len(list(route.pieces(x))) == -(-7 // images)
+        cores = tuple(layer.cores)
+        with torch.no_grad():
+            assert planted.gap(convolve(route, x, layer.bias, cores), dense(x)) < 1e-12
+        expected = dense(y)
+        found = convolve(route, x, layer.bias, cores)
+        assert planted.gap(found, expected) < 1e-12
+        for z in (found, expected):
+            planted.total(z).backward()
+        kernels = torch.autograd.grad(layer.weight, list(cores), dense.weight.grad)
+        assert planted.gap([x.grad, layer.bias.grad], [y.grad, dense.bias.grad]) < 1e-12
+        assert planted.gap([core.grad for core in cores], list(kernels)) < 1e-12
+        layer.zero_grad(), dense.zero_grad()
+
+
+def test_no_map_between_is_large():
+    """Many folded images would take 16 times the input, in fresh memory: pieces of the batch stay near."""
+    layer = tnc.nn.Conv2d(64, 64, 3, decomposition="mpo(order=2)", rank=4, padding=1)
+    network = layer.cores.network
+    inner, *others = sorted(range(3), key=lambda k: "k0" not in network.operands[k])
+    split = (), (inner,), tuple(others)
+    made = splits.planned(network, split, splits.Extent(64, 256), Device(), False, False)
+    window, x = Window((1, 1), (1, 1), (1, 1), False, (0, 0)), torch.randn(64, 64, 16, 16)
+    sizes = []
+    for way in (made, made._replace(places=1 << 30)):
+        with torch.no_grad(), Largest() as seen:
+            convolve(Route(way, network, layer.cores.shape, window), x, None, tuple(layer.cores))
+        sizes.append(seen.bytes / (4 * x.numel()))
+    assert sizes[0] == 1 and sizes[1] > 3
 
 
 def test_the_kernel_above_is_overshot():

@@ -6,8 +6,8 @@ rest act on what comes out. Its gradient goes the same way back by hand, and kee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from math import inf, prod
 from typing import Any, NamedTuple
 
@@ -27,6 +27,10 @@ from tnc.splits import Conv
 from tnc.typing import Namespace, Shape
 
 __all__ = ["Route", "Window", "convolve", "look_up"]
+
+Tensors = Sequence[Tensor]
+Flags = Sequence[bool]
+Values = dict[Any, Tensor]
 
 
 class Window(NamedTuple):
@@ -74,6 +78,12 @@ class Route(NamedTuple):
     shape: Shape
     window: Window
 
+    def pieces(self, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The input, and what belongs to its images, by as many images as are best run at a time."""
+        places = prod(maps[0].shape[2:]) // (1 if self.window.transposed else prod(self.window.stride))
+        images = max(1, self.made.places // max(1, places))
+        return zip(*(m.split(images) if images < len(m) else (m,) for m in maps), strict=True)
+
     def operands(self, values: Sequence[Any]) -> list[list[Any]]:
         """What belongs to the cores that act first, make the kernel, act last."""
         return [[values[k] for k in part] for part in (self.made.early, self.made.inner, self.made.late)]
@@ -119,9 +129,12 @@ class Route(NamedTuple):
 
 def convolve(route: Route, input: Tensor, bias: Tensor | None, cores: Sequence[Tensor]) -> Tensor:
     """A convolution through the cores, of input (batch, channels, positions...)."""
-    if not transformed() and tracked(input, *cores, *(() if bias is None else (bias,))):
+    if transformed() or torch.jit.is_tracing():
+        return _composed(route, bias, input, *cores)
+    if tracked(input, *cores, *(() if bias is None else (bias,))):
         return _Convolved.apply(route, input, bias, *cores)
-    return _composed(route, bias, input, *cores)
+    kernel = route.kernel(route.operands(cores)[1])
+    return _joined([_forth(route, kernel, bias, piece, cores)[0] for (piece,) in route.pieces(input)])
 
 
 def _composed(route: Route, bias: Tensor | None, input: Tensor, *cores: Tensor) -> Tensor:
@@ -131,6 +144,10 @@ def _composed(route: Route, bias: Tensor | None, input: Tensor, *cores: Tensor) 
     y = route.window.slide(x, route.kernel(inner), bias if route.direct else None, route.made.groups)
     z = route.leave(run(route.made.after, [route.onward(y, input), *late], xp), y.shape[2:])
     return z if bias is None or route.direct else _shifted(z, bias, transformed())
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces))
 
 
 def _all(plan: Plan, arrays: Sequence[Tensor], kept: dict[int, Tensor], space: Namespace = xp) -> Tensor:
@@ -151,65 +168,97 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, route: Route, input: Tensor, bias: Tensor | None, *cores: Tensor) -> Tensor:
-        made, (early, inner, late) = route.made, route.operands(cores)
-        ctx.route, ctx.cast = route, autocast(input.device.type)
-        with room() as scratch:
-            x = route.across(run(made.before, [route.enter(input), *early], xp), input)
-            kernel = route.kernel(inner)
-            y = route.window.slide(x, kernel, bias if route.direct else None, made.groups)
-            z, small = push(made.after, [route.onward(y, input), *late], xp, KEPT * input.numel() / 4, scratch)
-        z, kept, left = route.leave(z, y.shape[2:]), dict(small), KEPT * input.numel()
-        left -= sum(t.numel() for t in small.values())
-        worth = {"y": y} if late else {}  # what takes longest to make again comes first
-        worth |= {"kernel": kernel} if made.middle.steps else {}
-        worth |= {"x": x} if made.before.steps else {}
-        for name, value in worth.items():
-            if value.numel() <= left:
-                kept[name], left = value, left - value.numel()
-        ctx.kept, ctx.type = tuple(kept), None if bias is None else bias.dtype
-        ctx.save_for_backward(input, *cores, *kept.values())
-        return owned(z if bias is None or route.direct else _shifted(z, bias))
+        ctx.route, ctx.cast, ctx.type = route, autocast(input.device.type), None if bias is None else bias.dtype
+        kernel = route.kernel(route.operands(cores)[1])
+        left = KEPT * input.numel()
+        kept: list[Values] = [{}]
+        if route.made.middle.steps and kernel.numel() <= left:
+            kept[0]["kernel"], left = kernel, left - kernel.numel()
+        share = left / max(1, len(input))
+        found = [_forth(route, kernel, bias, piece, cores, share * len(piece)) for (piece,) in route.pieces(input)]
+        outputs, values = zip(*found, strict=True)
+        kept += values
+        ctx.kept = [tuple(values) for values in kept]
+        ctx.save_for_backward(input, *cores, *(t for values in kept for t in values.values()))
+        return owned(_joined(outputs))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _, first, shift, *needed = ctx.needs_input_grad
         input, *saved = ctx.saved_tensors  # torch's checkpoints allow one look only
-        cores, kept = saved[: len(needed)], dict(zip(ctx.kept, saved[len(needed) :], strict=True))
-        with casting(ctx.cast), room() as scratch:
+        cores, values = saved[: len(needed)], iter(saved[len(needed) :])
+        kept = [{name: next(values) for name in names} for names in ctx.kept]
+        with casting(ctx.cast):
             if torch.is_grad_enabled() and any((first, *needed)):  # the gradient shall have one
                 plain = partial(_composed, ctx.route, None)
                 found = derived(plain, (input, *cores), (first, *needed), gradient)
             else:
-                found = _back(ctx.route, input, cores, kept, gradient, (first, *needed), scratch)
+                found = _back(ctx.route, input, cores, kept, gradient, (first, *needed))
         total = gradient.sum((0, *range(2, gradient.dim()))).to(ctx.type) if shift else None
         into, *grads = [g if g is None else g.to(t.dtype) for g, t in zip(found, (input, *cores), strict=True)]
         return None, into, total, *grads
 
 
+def _forth(
+    route: Route, kernel: Tensor, bias: Tensor | None, input: Tensor, cores: Sequence[Tensor], left: float = 0
+) -> tuple[Tensor, Values]:
+    """The output for a piece of the input, and what lies between that is kept: as many entries as are left."""
+    made, (early, _, late) = route.made, route.operands(cores)
+    with room() as scratch:
+        x = route.across(run(made.before, [route.enter(input), *early], xp), input)
+        y = route.window.slide(x, kernel, bias if route.direct else None, made.groups)
+        z, small = push(made.after, [route.onward(y, input), *late], xp, left / 4, scratch)
+    z, kept = route.leave(z, y.shape[2:]), Values(small)
+    left -= sum(t.numel() for t in small.values())
+    for name, value, worth in (("y", y, late), ("x", x, made.before.steps)):  # what takes longest to make again first
+        if worth and value.numel() <= left:
+            kept[name], left = value, left - value.numel()
+    return z if bias is None or route.direct else _shifted(z, bias), kept
+
+
 def _back(
-    route: Route,
-    input: Tensor,
-    cores: Sequence[Tensor],
-    kept: dict[Any, Tensor],
-    gradient: Tensor,
-    needed: Sequence[bool],
-    scratch: Namespace,
+    route: Route, input: Tensor, cores: Tensors, kept: Sequence[Values], gradient: Tensor, needed: Flags
 ) -> list[Tensor | None]:
     """Gradients of the input and of the cores."""
+    made, inner, middle = route.made, route.operands(cores)[1], route.operands(needed[1:])[1]
+    core: dict[int, Tensor] = {}
+    kernel = kept[0]["kernel"] if kept[0] else route.kernel(inner, core)
+    found = []
+    for (piece, g), values in zip(route.pieces(input, gradient), kept[1:], strict=True):
+        with room() as scratch:
+            found.append(_returned(route, piece, cores, kernel, values, g, needed, scratch))
+    into, slid, *outer = (None if parts[0] is None else parts for parts in zip(*found, strict=True))
+    body: list[Any] = [None] * len(inner)
+    if slid:
+        total = reduce(torch.add, slid).to(inner[0].dtype)
+        whole = pad(total, (*total.shape[:2], *route.network.shape[2:]), xp)
+        with own_precision(inner[0]), room() as scratch:
+            body = pull(made.middle, inner, core, whole, middle, xp, scratch)
+    lead = [parts and reduce(torch.add, parts) for parts in outer]
+    grads = dict(zip((*made.early, *made.late, *made.inner), (*lead, *body), strict=True))
+    return [into and _joined(into), *(grads[k] for k in range(len(cores)))]
+
+
+def _returned(
+    route: Route, input: Tensor, cores: Tensors, kernel: Tensor, kept: Values, g: Tensor, needed: Flags, scratch: Any
+) -> list[Tensor | None]:
+    """Gradients of a piece of the input, of the kernel, and of the cores that act before and after it."""
     made, window, first = route.made, route.window, needed[0]
-    early, inner, late = route.operands(cores)
+    early, _, late = route.operands(cores)
     before, middle, after = route.operands(needed[1:])
     entered = route.enter(input)
     up: dict[int, Tensor] = {}
-    core: dict[int, Tensor] = {}
-    x, kernel = kept.get("x"), kept.get("kernel")
+    x = kept.get("x")
     if x is None:
         x = route.across(_all(made.before, [entered, *early], up, scratch), input)
-    kernel = route.kernel(inner, core) if kernel is None else kernel
-    y = kept["y"] if "y" in kept else _slid(route, x, kernel, gradient, any(after))
+    y = kept.get("y")
+    if y is None and any(after):
+        y = window.slide(x, kernel, None, made.groups)
+    if y is None:  # a tensor of its shape that takes no memory
+        y = g.new_empty(()).expand(x.shape[0], made.groups * made.channels[0], *g.shape[2:])
     small = {k: value for k, value in kept.items() if isinstance(k, int)}
     side = 1 if window.transposed else 0
-    wide = pad(gradient, (gradient.shape[0], route.network.shape[side], *gradient.shape[2:]), xp)
+    wide = pad(g, (g.shape[0], route.network.shape[side], *g.shape[2:]), xp)
     back, *last = pull(made.after, [route.onward(y, input), *late], small, wide, [True, *after], xp, scratch)
     assert back is not None
     wanted = first or any(before), any(middle)
@@ -220,21 +269,7 @@ def _back(
     if into is not None:
         into = into.reshape(input.shape[0], route.network.shape[1 - side], *input.shape[2:])
         into = crop(into, tuple(input.shape))
-    body: list[Any] = [None] * len(inner)
-    if wanted[1]:
-        whole = pad(slid.to(inner[0].dtype), (*slid.shape[:2], *route.network.shape[2:]), xp)
-        with own_precision(inner[0]):
-            body = pull(made.middle, inner, core, whole, middle, xp, scratch)
-    grads = dict(zip((*made.early, *made.inner, *made.late), (*lead, *body, *last), strict=True))
-    return [into, *(grads[k] for k in range(len(cores)))]
-
-
-def _slid(route: Route, x: Tensor, kernel: Tensor, gradient: Tensor, wanted: bool) -> Tensor:
-    """The convolved map, or where it is not `wanted` a tensor of its shape that takes no memory."""
-    if wanted:
-        return route.window.slide(x, kernel, None, route.made.groups)
-    channels = route.made.groups * route.made.channels[0]
-    return gradient.new_empty(()).expand(x.shape[0], channels, *gradient.shape[2:])
+    return [into, slid, *lead, *last]
 
 
 def look_up(indices: Tensor, *cores: Tensor, made: Rows, columns: int) -> Tensor:
