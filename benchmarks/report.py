@@ -24,6 +24,7 @@ LIMIT = {"inference": 1.05, "training": 1.2}
 GOAL = {"inference": 3.0, "training": 2.5}
 LEAST_FLOPS, FASTER = 0.25, 0.5
 REGRET, WITHIN = 1.15, 0.9
+HELD = 1.2
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Cell:
     parameters: dict[str, int]
     kept_bytes: dict[str, int]
     flops: dict[str, int | None]
+    saved_bytes: dict[str, int]
     pattern: str
     ranks: list[int]
 
@@ -79,6 +81,10 @@ class Cell:
     def others(self) -> dict[str, float]:
         """Time of other libraries relative to `auto`."""
         return {name: self.ratio(name, AUTO) for name in self.seconds if not name.startswith(("dense", "tnc"))}
+
+    def held(self, name: str) -> float:
+        """What an alternative holds for the backward pass, parameters left out, relative to the dense layer."""
+        return self.saved_bytes[name] / self.saved_bytes["dense"]
 
     @property
     def regret(self) -> float:
@@ -156,8 +162,9 @@ def losses(cells: list[Cell]) -> list[str]:
         *worst(compared, lambda cell: 1 / min(cell.others.values()), "Another library is faster than `auto`"),
         *worst(cells, lambda cell: cell.regret / REGRET, "The planner chose worse than 15 % from the best execution"),
         *excuses([cell for cell in cells if cell.mode == "training" and cell.over > 1]),
-        f"In evaluation `auto` keeps a rebuilt weight in {len(kept)} cells, at most {most / 2**20:.1f} MiB; "
-        "`factorized` keeps none.",
+        *memory([cell for cell in cells if cell.mode == "training"]),
+        f"In evaluation `auto` keeps a rebuilt weight in {len(kept)} cells (of an embedding, the rows asked for), at "
+        f"most {most / 2**20:.1f} MiB; `factorized` keeps none.",
         "",
     ]
 
@@ -173,6 +180,24 @@ def excuses(missed: list[Cell]) -> list[str]:
         f"a batch of one, where steps cost more than what they compute; {rest} are left.",
         "",
     ]
+
+
+def memory(cells: list[Cell]) -> list[str]:
+    """What the layers hold for the backward pass, and those that are faster than ours."""
+    within = [cell for cell in cells if cell.held(AUTO) <= HELD]
+    best = [(cell, min(cell.others, key=cell.others.__getitem__)) for cell in cells if cell.others]
+    factors = [cell.held(name) for cell, name in best if cell.others[name] < 1]
+    lines = [
+        f"For the backward pass `auto` holds at most {HELD} × the activations of the dense layer in "
+        f"{share(within, cells)} cells; in the others the rebuilt kernel of a convolution, which stands for the dense "
+        "layer's weight.",
+    ]
+    if factors:
+        lines.append(
+            f"The libraries that are faster in {len(factors)} cells hold {median(factors):.3g} × the dense activations "
+            f"there (median; at least {min(factors):.3g} ×)."
+        )
+    return [*lines, ""]
 
 
 def row(cell: Cell) -> str:

@@ -79,10 +79,8 @@ def inference(module: nn.Module, input: Tensor) -> Callable[[], Any]:
 def training(module: nn.Module, input: Tensor) -> Callable[[], Any]:
     """Forward and backward, with the gradient of the input as in the middle of a network."""
     module.train()
-    wanted = list(module.parameters())
-    if input.is_floating_point():
-        input = input.clone().requires_grad_()
-        wanted.append(input)
+    input = differentiable(input)
+    wanted = [*module.parameters(), *([input] if input.requires_grad else [])]
 
     def call() -> tuple[Tensor, ...]:
         output = module(input)
@@ -91,12 +89,33 @@ def training(module: nn.Module, input: Tensor) -> Callable[[], Any]:
     return call
 
 
+def differentiable(input: Tensor) -> Tensor:
+    """A copy that gets a gradient, unless it holds numbers of rows."""
+    return input.clone().requires_grad_() if input.is_floating_point() else input
+
+
 @lru_cache(maxsize=1)  # all alternatives get the same gradient
 def ones(shape: tuple[int, ...]) -> Tensor:
     return torch.ones(shape)
 
 
 MODES = {"inference": inference, "training": training}
+
+
+def saved_bytes(module: nn.Module, input: Tensor) -> int:
+    """Bytes that autograd holds after a forward pass, parameters left out and no memory counted twice."""
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in own:
+            found[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(differentiable(input))
+    return sum(found.values())
 
 
 @pytest.mark.parametrize(
@@ -121,6 +140,7 @@ def test_cell(benchmark, cell):
         missing={**missing, **paired.failed},
         parameters={name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()},
         kept_bytes={name: kept_bytes(module) for name, module in ours.items()},
+        saved_bytes={name: saved_bytes(modules[name], input) for name in paired.seconds if cell.mode == "training"},
         flops={
             "dense": layer.flops(cell.batch),
             "planned": planned_flops(layer, network, cell.batch, cell.mode == "training"),
@@ -139,4 +159,7 @@ def agree(results: dict[str, Any]) -> None:
 def kept_bytes(module: nn.Module) -> int:
     """Bytes of the rebuilt weight that a layer keeps between calls."""
     kept = module.cores.kept
-    return 0 if kept is None else kept.weight.numel() * kept.weight.element_size()
+    if kept is None:
+        return 0
+    value = kept.value if isinstance(kept.value, Tensor) else kept.value.store
+    return value.numel() * value.element_size()

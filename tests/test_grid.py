@@ -81,7 +81,8 @@ def cell(**changed):
         "seconds": {"dense": [2.0, 2.0, 4.0], "tnc dense": [1.0, 1.0, 2.0], "tnc factorized": [4.0, 4.0, 8.0],
                     "tnc auto": [1.5, 1.5, 3.0], "tednet": [3.0, 3.0, 6.0]},
         "missing": {"tltorch": "does not offer this format"}, "parameters": {}, "kept_bytes": {"auto": 2**20},
-        "flops": {"dense": 100, "planned": 20}, "pattern": "", "ranks": [],
+        "saved_bytes": {"dense": 10, "tnc auto": 11, "tednet": 80}, "flops": {"dense": 100, "planned": 20},
+        "pattern": "", "ranks": [],
     }  # fmt: skip
     return Cell(**{**fields, **changed})
 
@@ -107,7 +108,18 @@ def test_the_goals_are_counted_over_cells():
     lost = "\n".join(losses(cells))
     assert "Another library is faster than `auto` in 1 of 2 cells" in lost
     assert "| linear1024, mpo2, 5 %, batch 64, inference | 2.00 |" in lost
-    assert "keeps a rebuilt weight in 2 cells, at most 1.0 MiB" in lost
+    assert "keeps a rebuilt weight in 2 cells (of an embedding, the rows asked for), at most 1.0 MiB" in lost
+
+
+def test_what_is_held_for_the_backward_pass_is_told():
+    from benchmarks.report import memory
+
+    seconds = {"dense": [1.0], "tnc auto": [1.0], "tednet": [0.5], "tltorch factorized": [0.8]}
+    saved = {"dense": 10, "tnc auto": 13, "tednet": 80, "tltorch factorized": 20}
+    text = "\n".join(memory([cell(), cell(seconds=seconds, saved_bytes=saved)]))
+    assert "at most 1.2 × the activations of the dense layer in 1 of 2 (50%) cells" in text
+    assert "faster in 1 cells hold 8 × the dense activations there (median; at least 8 ×)" in text
+    assert "faster" not in "\n".join(memory([cell()]))
 
 
 def test_a_cell_measured_again_replaces_the_first(tmp_path):
