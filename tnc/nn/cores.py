@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
-from operator import attrgetter, is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
 from tnc.contract import crop, rebuild, recipe
 from tnc.decomposition import Factorization
 from tnc.network import Network
 from tnc.nn.native import xp
-from tnc.nn.recompute import contracted, own_precision, tracked
+from tnc.nn.recall import Kept, Rows
+from tnc.nn.recompute import contracted, own_precision, tracked, transformed
+from tnc.nn.scratch import paged
 from tnc.typing import Shape
 
 __all__ = ["PLAIN", "Cores", "Rebuild", "arranged", "layout"]
@@ -25,7 +25,6 @@ __all__ = ["PLAIN", "Cores", "Rebuild", "arranged", "layout"]
 PLAIN = "contiguous_format"
 
 _PLAIN = frozenset((Tensor, nn.Parameter))
-_VERSION = attrgetter("_version")
 
 
 class Rebuild(nn.Module):
@@ -49,7 +48,7 @@ class Rebuild(nn.Module):
         super().__init__()
         self.network, self.shape, self.recipe = network, tuple(shape), recipe(network)
         self.keeps = keeps
-        self.kept: _Kept | None = None
+        self.kept: Kept | None = None
 
     def forward(self, *cores: Tensor) -> Tensor:
         """The weight. In evaluation and without gradients the last one is kept until a core changes.
@@ -60,15 +59,15 @@ class Rebuild(nn.Module):
             return self.rebuilt(*cores)
         pinned = self._buffers.get("pinned")
         tensors = cores if pinned is None else (*cores, pinned)
-        if (kept := self.kept) and all(map(is_, tensors, kept.tensors)) and kept.state == _state(kept.weight, tensors):
-            return kept.weight
-        if not _PLAIN.issuperset(map(type, cores)) or any(map(Tensor.is_inference, cores)):
-            return self.rebuilt(*cores)  # nothing says when these change
+        if (kept := self.kept) and kept.holds(tensors):
+            return kept.value
+        if not _watchable(cores):
+            return self.rebuilt(*cores)
         with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode no gradient may pass
             # Room for it comes before its intermediates: what these leave free is then the heap's end, and no hole.
-            room = cores[0].new_empty(self.shape).contiguous(memory_format=getattr(torch, self.layout))
+            room = paged(self.shape, cores[0]).contiguous(memory_format=getattr(torch, self.layout))
             weight = room.copy_(self.rebuilt(*cores))
-        self.kept = _Kept(weight, tensors, _state(weight, tensors))
+        self.kept = Kept.of(weight, tensors)
         return weight
 
     def train(self, mode: bool = True) -> Rebuild:
@@ -102,37 +101,14 @@ class Rebuild(nn.Module):
         return f"{self.network.pattern!r}, shape={self.shape}, {self.network.n_params:,} parameters"
 
 
-class _Kept(NamedTuple):
-    """A weight and what it was made of; the tensors are held, so that no other can come to lie in their place."""
-
-    weight: Tensor
-    tensors: tuple[Tensor, ...]
-    state: list[int]
-
-
-def _state(weight: Tensor, tensors: tuple[Tensor, ...]) -> list[int]:
-    """What changes when someone writes into one of the tensors, or into the weight itself."""
-    return [*map(Tensor.data_ptr, tensors), *map(_VERSION, tensors), weight._version, _steps]
-
-
-_steps = 0
-"""Steps of all optimizers so far: their fused kernels change parameters past torch's version counters."""
-
-
-def _stepped(*_: Any) -> None:
-    global _steps
-    if not torch.compiler.is_compiling():  # what is compiled counts versions, and would be compiled at every step
-        _steps += 1
-
-
-register_optimizer_step_post_hook(_stepped)
-
-
 def _recorded(cores: Sequence[Tensor]) -> bool:
     """Whether what is made of these tensors is differentiated, traced or transformed, and may not outlive the call."""
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
-        return True
-    return tracked(*cores) or torch._C._are_functorch_transforms_active()
+    return transformed() or tracked(*cores)
+
+
+def _watchable(cores: Sequence[Tensor]) -> bool:
+    """Whether it shows when these change."""
+    return _PLAIN.issuperset(map(type, cores)) and not any(map(Tensor.is_inference, cores))
 
 
 def _recompute(function, *cores: Tensor) -> Tensor:
@@ -169,6 +145,21 @@ class Cores(Rebuild):
     def forward(self, *cores: Tensor) -> Tensor:
         """The weight of the parameters held, which a caller who has them at hand may pass."""
         return super().forward(*(cores or self))
+
+    def recalled(self, cores: tuple[Tensor, ...], most: int) -> Rows | None:
+        """Rows kept of what these cores make, `most` at most; None where none may be kept, as a weight may not.
+
+        A GPU would have to wait for the answer whether all rows are there.
+        """
+        if self.training or _recorded(cores):
+            return None
+        if (kept := self.kept) and kept.holds(cores):
+            return kept.value
+        if not most or cores[0].device.type != "cpu" or not _watchable(cores):
+            return None
+        with torch.inference_mode(False):
+            self.kept = Kept.of(Rows(self.shape[0], most), cores)
+        return self.kept.value
 
     def rebuilt(self, *cores: Tensor) -> Tensor:
         """Rebuild the weight, with the pinned row in its place."""

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from tnc.cost import Device
 from tnc.nn import execution
+from tnc.nn.cores import Cores
 from tnc.nn.factorized import Factorized
 from tnc.nn.recompute import recomputed, tracked
 from tnc.nn.through import look_up
 
 __all__ = ["Embedding", "EmbeddingBag"]
+
+
+_SHARE = 4
+"""In evaluation `auto` keeps the rows that were asked for, up to this part of the table: never the table."""
 
 
 class _Table(Factorized):
@@ -26,14 +31,31 @@ class _Table(Factorized):
         self.cores.keeps = self.execution == "dense"
         return execution.lookup(self.cores.network, self.execution, rates)
 
+    @property
+    def keeping(self) -> int:
+        if self.execution != "auto":
+            return super().keeping
+        return self.cores.shape[0] // _SHARE * self.cores.shape[1]
+
     def rows(self, numbers: Tensor) -> Tensor | None:
         """Rows of the table, (n, columns), or None where rebuilding the table is cheaper."""
-        cores = tuple(self.cores)
-        made = self.schedule.plan(prod(numbers.shape), tracked(*cores))
-        if made is None or self.max_norm is not None or self.scale_grad_by_freq:
+        if self.max_norm is not None or self.scale_grad_by_freq:
             return None
-        rows, columns = self.cores.shape
+        held: Cores = self._modules["cores"]  # as in `Linear`
+        cores, (rows, columns) = tuple(held), held.shape
+        if self.execution == "auto" and (known := held.recalled(cores, rows // _SHARE)):
+            return known(numbers, self._made)
+        made = self.schedule.plan(numbers.shape[0], tracked(*cores))
+        if made is None:
+            return None
         return recomputed(partial(look_up, made=made, columns=columns), _checked(numbers, rows), *cores)
+
+    def _made(self, numbers: Tensor) -> Tensor:
+        """Rows to be kept."""
+        cores, made = tuple(self.cores), self.schedule.plan(len(numbers), False)
+        if made is None:
+            return self.cores.rebuilt(*cores).index_select(0, numbers)
+        return look_up(numbers, *cores, made=made, columns=self.cores.shape[1])
 
 
 def _checked(numbers: Tensor, rows: int) -> Tensor:

@@ -66,7 +66,7 @@ class Factorized(nn.Module):
     def adopt(self, cores: Cores, execution: str) -> None:
         """Take cores in place of the weight, which is gone already; parameters of a tied layer are shared."""
         self.cores, self.execution = cores, execution
-        cores.keeps = execution != "factorized"
+        cores.keeps, cores.kept = execution != "factorized", None
         self.reschedule()
 
     def release(self) -> None:
@@ -90,10 +90,10 @@ class Factorized(nn.Module):
         return self
 
     @property
-    def keeps(self) -> bool:
-        """Whether evaluation keeps the rebuilt weight at some size of its input."""
+    def keeping(self) -> int:
+        """Entries of the rebuilt weight that evaluation keeps: all of them, if any size of the input is so served."""
         ways = [made for _, made in self.schedule.inference]
-        return self.cores.keeps and (not ways or None in ways)
+        return math.prod(self.cores.shape) if self.cores.keeps and (not ways or None in ways) else 0
 
     @property
     def kept_row(self) -> int | None:

@@ -111,13 +111,11 @@ def replaced(
 
 def _kept(model: nn.Module, report: Report) -> Report:
     """The report with the bytes that this model, as it is executed, may keep in evaluation."""
-    return report.keeping(
-        {
-            name: prod(rebuild.shape) * cores[0].element_size()
-            for name, module, _, cores, rebuild in factorizations(model)
-            if (module.keeps if isinstance(module, Factorized) else rebuild.keeps)
-        }
-    )
+    kept = {}
+    for name, module, _, cores, rebuild in factorizations(model):
+        entries = module.keeping if isinstance(module, Factorized) else rebuild.keeps * prod(rebuild.shape)
+        kept[name] = entries * cores[0].element_size()
+    return report.keeping(kept)
 
 
 def _initialized(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,17 +12,31 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tnc.nn.native import xp
+from tnc.typing import Shape
 
-__all__ = ["room"]
+__all__ = ["paged", "room"]
 
 LARGE = 1 << 25
 """Bytes above which glibc maps a block of its own; smaller ones are recycled by it."""
 
+torch.empty(LARGE - (1 << 13), dtype=torch.uint8)  # which it begins to do once so large a block has been freed
+
 _local = threading.local()
+
+
+def paged(shape: Shape, like: Tensor) -> Tensor:
+    """Uninitialized memory that is read many times: on a CPU in large pages, up to a sixth faster to stream from.
+
+    NumPy asks the system for such pages; torch does not.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(shape)
 
 
 class _Room:
@@ -56,7 +70,7 @@ class _Room:
         fitting = [block for block in self._free if len(block) >= size]
         found = min(fitting, key=len, default=None)
         if found is None:
-            found = torch.empty(-(-size // 8) * 8, dtype=torch.uint8)
+            found = paged((-(-size // 8) * 8,), torch.empty(0, dtype=torch.uint8))
             self._free[:] = self._free[1:]
         else:
             self._free[:] = [block for block in self._free if block is not found]
