@@ -66,7 +66,7 @@ class Factorized(nn.Module):
     def adopt(self, cores: Cores, execution: str) -> None:
         """Take cores in place of the weight, which is gone already; parameters of a tied layer are shared."""
         self.cores, self.execution = cores, execution
-        cores.keeps, cores.kept = execution != "factorized", None
+        cores.keeps = execution != "factorized"
         self.reschedule()
 
     def release(self) -> None:
@@ -80,6 +80,7 @@ class Factorized(nn.Module):
     def reschedule(self) -> None:
         """Plan anew for the device the cores are on."""
         check(self.execution)
+        self.cores.kept = None  # another execution keeps something else
         self.schedule = self.plans(constants(next(iter(self.cores)).device))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Factorized:

@@ -129,7 +129,7 @@ class Route(NamedTuple):
 
 def convolve(route: Route, input: Tensor, bias: Tensor | None, cores: Sequence[Tensor]) -> Tensor:
     """A convolution through the cores, of input (batch, channels, positions...)."""
-    if transformed() or torch.jit.is_tracing():
+    if transformed():
         return _composed(route, bias, input, *cores)
     if tracked(input, *cores, *(() if bias is None else (bias,))):
         return _Convolved.apply(route, input, bias, *cores)
