@@ -1,14 +1,16 @@
 """The array namespace of layers, and plans for one input alone: what is left out must not tell."""
 
 import pytest
-import torch
 
 import tnc
 from tnc.adjoint import pull, push
-from tnc.nn.alone import sized
-from tnc.nn.native import xp
-from tnc.nn.recompute import contracted
 from tnc.plans import plan, run
+
+torch = pytest.importorskip("torch")
+
+from tnc.nn.alone import sized  # noqa: E402 - after the check that torch is here
+from tnc.nn.native import xp  # noqa: E402
+from tnc.nn.recompute import contracted  # noqa: E402
 
 SHAPES = [
     ((3, 4), (4, 5)),
