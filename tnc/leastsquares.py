@@ -67,10 +67,8 @@ def descend(
         trial, gain, cost = _sweep(x, network, ahead)
         reached, spent = sqrt(max(energy - gain, 0.0) / energy) if energy else 0.0, spent + cost
         if energy and reached < _BLIND:
-            rest = (
-                contract(network.operands, network.outer, [xp.astype(core, x.dtype, copy=False) for core in trial]) - x
-            )
-            reached = norm(rest) / sqrt(energy)
+            short = [xp.astype(core, x.dtype, copy=False) for core in trial]
+            reached = norm(contract(network.operands, network.outer, short) - x) / sqrt(energy)
         if reached > error:
             if pace == 0:  # rounding
                 break

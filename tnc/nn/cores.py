@@ -158,8 +158,9 @@ class Cores(Rebuild):
         if not most or cores[0].device.type != "cpu" or not _watchable(cores):
             return None
         with torch.inference_mode(False):
-            self.kept = Kept.of(Rows(self.shape[0], most), cores)
-        return self.kept.value
+            rows = Rows(self.shape[0], most)
+        self.kept = Kept.of(rows, cores)
+        return rows
 
     def rebuilt(self, *cores: Tensor) -> Tensor:
         """Rebuild the weight, with the pinned row in its place."""
