@@ -61,7 +61,7 @@ def walls(model: nn.Module, shapes: Sequence[tuple[int, ...]], depth: int) -> di
 
 
 def controls(build: Callable[[], nn.Module], model: nn.Module, layers: Layers) -> list[Method]:
-    """The controls at the size of these layers, or as near as they get; the last at the size of the network."""
+    """The controls with about as many parameters as these layers; the last one matches the whole network."""
     sizes = {name: made.network(model.get_parameter(name).shape).n_params for name, made in layers.items()}
     at = f"{sum(sizes.values()):,}"
     made = [
@@ -81,7 +81,7 @@ def methods(
     depths: Sequence[int],
     published: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
 ) -> list[Method]:
-    """Dense; walls of every depth, from scratch and in two stages; the controls of the smallest."""
+    """The dense network, walls of every depth (from scratch and in two stages), and controls of the smallest wall."""
     with torch.device("meta"):
         model = build()
     first = walls(model, shapes, depths[0])
@@ -130,7 +130,7 @@ def cached(deadline: float) -> Data:
 
 
 def on_features(load_data: Callable[[float], Data] = cached) -> Study:
-    """The 424 parameters, on cached features of a trained network."""
+    """The walls with 424 parameters, on cached features of a trained network."""
     shapes = [(4096, 512), (4096, 4096)]
     published = {"accuracy": "90.17"}, {"parameters": 424, "accuracy": "91.74"}
     rows = methods(head, shapes, (1,), published)
@@ -142,7 +142,7 @@ def on_features(load_data: Callable[[float], Data] = cached) -> Study:
 
 
 def studies() -> list[Study]:
-    """The paper's five networks; which layers are replaced is known for VGG-16 alone, elsewhere it is our choice."""
+    """The paper's five networks. The paper names the replaced layers for VGG-16 only; the others are our choice."""
     large = [(4096, 1024), (4096, 4096)]
     return [
         on_features(),

@@ -69,7 +69,7 @@ def _readable(out: Path, name: str) -> None:
 
 
 def chosen(studies: Sequence[Study], nets: Sequence[str], data: Sequence[str]) -> list[Study]:
-    """The studies of these networks and data sets; of all where none is named.
+    """The studies of these networks and data sets; an empty list means all.
 
     Raises
     ------
@@ -100,7 +100,27 @@ def run(
     out: Path,
     share: float = 1.0,
 ) -> None:
-    """Train what was picked; every study may use its share of the time that is left, which grows if one needs less."""
+    """Train the picked studies, and write all results after every row.
+
+    The remaining time is divided equally among the remaining studies. If one needs less, the others get more.
+
+    Parameters
+    ----------
+    paper : module
+        The module of the paper.
+    name : str
+        Its name, which the files are called by.
+    studies : sequence of Study
+        All studies of the paper, for the tables.
+    picked : sequence of Study
+        The studies to train.
+    minutes : float
+        Time budget; infinite for full schedules.
+    out : Path
+        Folder of the results.
+    share : float
+        Largest share of every full schedule.
+    """
     deadline = time.perf_counter() + 60 * minutes
     rows = [row for study in studies for row in counted(study)]
     _publish(paper, name, studies, report.merge(report.read(out / f"{name}.json"), rows, []), out)

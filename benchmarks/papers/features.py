@@ -1,4 +1,4 @@
-"""What the convolutions of the trained VGG-16-BN make of CIFAR-10: 512 numbers per image, computed once and kept."""
+"""Features of CIFAR-10: the 512 outputs of the convolutions of a trained VGG-16-BN per image, cached in files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.papers.train import Batches, Data, Split, device, split
-from tnc.data import cache_folder
+from tnc.settings import cache_folder
 
 __all__ = ["COPIES", "features", "standardized", "vgg16_bn"]
 
 COPIES = 2
-"""Copies of the training images: as they are, and augmented by flips and crops with seeds 1, 2, ..."""
+"""Copies of the training images: the first one unchanged, the others flipped and shifted with seeds 1, 2, ..."""
 
 
 def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
@@ -31,17 +31,29 @@ def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
 
 
 def trunk(model: nn.Module) -> nn.Module:
-    """A network without its head: what comes before ``classifier``."""
+    """The layers of a network before its ``classifier``."""
     return nn.Sequential(*(layer for name, layer in model.named_children() if name != "classifier"))
 
 
 def features(
     images: Data, make: Callable[[], nn.Module], folder: Path, copies: int, deadline: float = math.inf
 ) -> Data:
-    """Features in place of images, from the cache where they are in it.
+    """Compute features in place of images, or read them from the cache.
 
-    Augmented copies that are not done by `deadline` are left out; the images as they are never are. A copy that was
-    computed once is not computed again, so that a second call goes on where the first ended.
+    Augmented copies that have not begun by `deadline` are left out; the unchanged images are always included. A copy
+    that is in the cache is not computed again, so that a second call goes on where the first one ended.
+
+    Parameters
+    ----------
+    images : Data
+    make : callable
+        Makes the network that computes features ``[n, d]``; called only if something is not in the cache.
+    folder : Path
+        The cache.
+    copies : int
+        Copies of the training images, the unchanged one included.
+    deadline : float
+        Time of `time.perf_counter`.
     """
     model: list[nn.Module] = []
 
@@ -66,7 +78,7 @@ def features(
 
 
 def standardized(data: Data) -> Data:
-    """The same features with mean 0 and deviation 1, each, on the training split; one that never varies becomes 0."""
+    """Scale every feature to mean 0 and deviation 1 on the training split; a constant feature becomes 0."""
     mean, std = data.train.x.mean(0), data.train.x.std(0)
     scale = torch.where(std > 0, 1 / std, torch.zeros_like(std))
     return data._replace(
@@ -76,7 +88,10 @@ def standardized(data: Data) -> Data:
 
 @torch.inference_mode()
 def _computed(model: nn.Module, images: Data, part: Split, seed: int | None, path: Path) -> Tensor:
-    """Features in the order of the split, written beside `path` and renamed: no half file is ever read."""
+    """Compute the features in the order of the split, and save them at `path`.
+
+    They are written to another file that is then renamed, so that no incomplete file is ever read.
+    """
     batches = Batches.once(images, part, seed=seed or 0, augmented=seed is not None)
     found = torch.cat([model(x.contiguous(memory_format=torch.channels_last)).flatten(1).cpu() for x, _ in batches])
     path.parent.mkdir(parents=True, exist_ok=True)

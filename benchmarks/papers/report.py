@@ -1,4 +1,4 @@
-"""Rows to JSON, a page of tables and plots; rows of an earlier run stay until they are run again."""
+"""Write rows to JSON, to a page of tables, and to plots. Rows of an earlier run stay until they are run again."""
 
 from __future__ import annotations
 
@@ -20,15 +20,24 @@ HEADS = (
 
 
 def key(row: Row) -> tuple[str, str, str]:
-    """What a row is about."""
+    """What identifies a row: network, data set and method."""
     return row["net"], row["data"], row["method"]
 
 
 def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> list[Row]:
-    """The rows of `counted`, in that order, each with its runs: new ones, else those held.
+    """The rows of `counted`, in that order, each with its new runs, or else with its earlier runs.
 
-    What a method is now (parameters, published figures) is taken from `counted`; a run whose row has other parameters
-    now was of something else and is dropped, as are rows that are no longer counted.
+    Numbers of parameters and published values are taken from `counted`. Earlier runs are dropped if the row has other
+    numbers of parameters now, or if it is no longer in `counted`.
+
+    Parameters
+    ----------
+    held : iterable of Row
+        Rows of earlier runs.
+    counted : sequence of Row
+        Rows without runs, as the study is now.
+    new : iterable of Row
+        Rows that have just been run.
     """
     runs = {key(row): row for row in (*held, *new) if row["runs"]}
     merged = []
@@ -54,7 +63,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def mean_and_deviation(runs: Sequence[Row]) -> str:
-    """``98.41 ± 0.05 (3)``: mean, sample deviation and number of seeds, in per cent; or that there was no run."""
+    """Mean, sample deviation in per cent and number of seeds as ``98.41 ± 0.05 (3)``; ``not run`` without runs."""
     if not runs:
         return "not run"
     values = [100 * run["accuracy"] for run in runs]
@@ -99,7 +108,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Schedule, machine, versions and date of what was run; rows that were run alike share a sentence."""
+    """Schedule, machine, versions and date of the runs. Rows that were run in the same way share a line."""
     said: dict[str, list[str]] = {}
     for row in rows:
         if row["runs"]:
@@ -130,7 +139,18 @@ def _schedule(row: Row) -> str:
 def page(
     title: str, intro: str, rows: Sequence[Row], notes: dict[tuple[str, str], str], plots: Path, prefix: str
 ) -> str:
-    """The whole page; a plot stands where the folder `plots` holds ``prefix-net-data.svg``."""
+    """The whole page in Markdown.
+
+    Parameters
+    ----------
+    title, intro : str
+    rows : sequence of Row
+    notes : dict of (str, str) to str
+        A remark for each network and data set.
+    plots : Path
+        Folder of the plots; ``prefix-net-data.svg`` is shown if it is there.
+    prefix : str
+    """
     parts = [f"# {title}", intro]
     for (net, data), group in groupby(rows, key=lambda row: (row["net"], row["data"])):
         section = list(group)
@@ -145,12 +165,12 @@ def page(
 
 
 def plot_name(net: str, data: str) -> str:
-    """File of a section's plot."""
+    """The name of the file with the plot of a section."""
     return f"{net}-{data}.svg"
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:
-    """Accuracy against the parameters of the replaced layers; nothing where fewer than two rows were run."""
+    """Plot accuracy against the parameters of the replaced layers, if two rows or more were run; return whether."""
     run = [row for row in rows if row["runs"]]
     if len(run) < 2:
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from benchmarks.papers import adtn, cli, mpo, report, stp  # noqa: E402 - after the check that torch is here
 from benchmarks.papers.study import Method, Study, counted  # noqa: E402
 from benchmarks.papers.train import Recipe, split  # noqa: E402
-from tnc.data import Images  # noqa: E402
+from tnc.demo.data import Images  # noqa: E402
 
 
 def images(size, channels=(), n=60, classes=10):
@@ -129,12 +129,12 @@ def _same(model):
 def test_a_budget_shortens_the_schedule_of_all_rows_alike_and_says_so(tmp_path, digits):
     study = small(mpo.studies()[0], digits, epochs=10**6, seeds=1)
     study = replace(study, methods=study.methods[:2])
-    rows, text = run(mpo, "mpo", [study], tmp_path, minutes=0.05)
+    rows, text = run(mpo, "mpo", [study], tmp_path, minutes=0.1)
 
     taken = {run["steps"] for row in rows for run in row["runs"]}
     assert len(taken) == 1 and 3 <= taken.pop() < rows[0]["full_steps"]
     assert "**shortened schedule**" in text and "of 3,000,000 steps" in text
-    assert sum(run["seconds"] for row in rows for run in row["runs"]) <= 3.5
+    assert sum(run["seconds"] for row in rows for run in row["runs"]) <= 6.5
 
 
 def test_a_share_of_the_schedule_does_not_ask_the_clock(tmp_path, digits):

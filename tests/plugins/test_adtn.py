@@ -9,10 +9,11 @@ import pytest
 
 import tnc
 from tnc import Decomposition
-from tnc.contract import apply_plan, dense, rebuilds, recipe
+from tnc.contract import dense, rebuilds, recipe
+from tnc.contract.inputs import apply_plan
 from tnc.errors import RankError, WeightError
-from tnc.gradient import descend
-from tnc.linalg import relative_error
+from tnc.fit.gradient import descend
+from tnc.fit.linalg import relative_error
 from tnc.testing import assert_conforms
 from tnc_plugins.adtn import ADTN
 from tnc_plugins.brickwall import first, train
@@ -67,6 +68,7 @@ def test_the_published_424_parameters():
     assert sum(counts) == 424
 
 
+@pytest.mark.pairwise("a count is a product of what each of them gives")
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(2, 2), (8, 4), (16, 16), (4, 4, 3, 3), (8, 16, 1, 1), (2, 4, 40)])
@@ -80,6 +82,7 @@ def test_counts(shape, depth, dimension):
     assert tnc.Network.from_json(network.to_json()) == network
 
 
+@pytest.mark.pairwise("shape, depth, dimension and activation enter at different places")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
