@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402 - after the check that torch is here
 
-from tnc.errors import DataError  # noqa: E402
 from tnc.nn.data.batches import mapped, tensors  # noqa: E402
 from tnc.nn.data.calls import Calls, samples_of  # noqa: E402
 
@@ -66,23 +65,3 @@ def test_dataclasses_are_seen_through():
 def test_whether_inputs_are_tokens():
     assert not calls(2)[1].of_tokens()
     assert Calls((({"mask": torch.tensor(1.0), "ids": torch.ones(2, 2).long()}),)).of_tokens()
-
-
-@pytest.mark.parametrize("size", [1, 3, 8, 40])
-def test_what_is_held_out_is_spread_over_sorted_data(size):
-    """A judge that sees the last class only would judge nothing else."""
-    labels = torch.arange(4).repeat_interleave(10)
-    calls = Calls.of(nn.Linear(1, 1), list(labels.float()[:, None].split(size)))
-    first, second = calls.split(0.25)
-    assert (first.samples, second.samples) == (30, 10)
-    held = torch.cat(list(second.batches)).flatten()
-    assert size == 40 or set(held.tolist()) == {0.0, 1.0, 2.0, 3.0}
-    both = torch.cat([torch.cat(list(first.batches)).flatten(), held]).sort().values
-    assert torch.equal(both, labels.float())
-
-
-def test_one_sample_at_least_is_held_out():
-    calls = Calls.of(nn.Linear(1, 1), torch.zeros(2, 1))
-    assert [part.samples for part in calls.split(0.01)] == [1, 1]
-    with pytest.raises(DataError, match="needs two at least"):
-        Calls.of(nn.Linear(1, 1), torch.zeros(1, 1)).split(0.5)

@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402 - after the check that torch is here
 from tests.nn.clouds import QUIET, correct, loader, net, same, small, state  # noqa: E402
 from tnc.nn import Judge, refine  # noqa: E402
 from tnc.nn.data.calls import Calls  # noqa: E402
+from tnc.nn.data.division import divided  # noqa: E402
 from tnc.nn.training.hidden import blocks  # noqa: E402
 
 TRIED = {"steps": 12, **QUIET}
@@ -73,7 +74,7 @@ def test_accuracy_comes_back_without_labels(trained):
 
 def test_what_is_returned_is_as_near_as_the_record_says():
     dense, model = deep()
-    calls = Calls.of(dense, data()).split(0.1)[1]
+    calls = divided(Calls.of(dense, data()), 0.1, dense)[1]
     judge = Judge(dense, calls)
     before = judge.distance(model)
     found = refine(model, dense, data(), **TRIED)

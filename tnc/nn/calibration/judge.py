@@ -14,22 +14,13 @@ from tnc.nn.data.calls import Calls
 from tnc.nn.data.evaluation import evaluating
 from tnc.nn.data.outputs import mask_of, meaningful, outputs, rows
 
-__all__ = ["Judge", "divided"]
+__all__ = ["Judge"]
 
 _MOST = 2**26
 """The most numbers that are kept: 256 MiB."""
 
 _CONSTANT = 1e-10
 """Outputs whose variance is below this share of their mean square are taken as constant."""
-
-
-_HELD_OUT, _MOST_HELD_OUT = 0.25, 256
-"""The share of the samples that judge, and the most of them."""
-
-
-def divided(calls: Calls) -> tuple[Calls, Calls]:
-    """The inputs of fits, and those that judge."""
-    return calls.split(min(_HELD_OUT, _MOST_HELD_OUT / calls.samples))
 
 
 class Judge:

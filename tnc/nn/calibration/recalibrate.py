@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tnc.errors import DataError
 from tnc.nn.calibration.judge import Judge
 from tnc.nn.data.calls import Calls, Forward
+from tnc.nn.data.division import divided
 from tnc.nn.data.evaluation import evaluating
 
 __all__ = ["Recalibration", "recalibrate"]
@@ -100,7 +101,7 @@ def recalibrate(
         return Recalibration(0, 0, False)
     calls = Calls.of(model, loader, forward, samples)
     if isinstance(reference, nn.Module):
-        calls, held_out = calls.split(_HELD_OUT)
+        calls, held_out = divided(calls, _HELD_OUT, reference)
         reference = Judge(reference, held_out)
     before = None if reference is None else reference.distance(model)
     with _restored_after_errors(layers) as restore, torch.no_grad():

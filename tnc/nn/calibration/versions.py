@@ -17,18 +17,22 @@ from tnc.checkpoint import Checkpoint
 from tnc.errors import DataError
 from tnc.jobs import Job, Weighing
 from tnc.nn.calibration.importance import importances
-from tnc.nn.calibration.judge import Judge, divided
+from tnc.nn.calibration.judge import Judge
 from tnc.nn.calibration.refit import polished, refitted
 from tnc.nn.calibration.statistics import Statistics
 from tnc.nn.calibration.values import Means, distance, rebuilt
 from tnc.nn.calibration.weighings import OBJECTIVES, Observed, evened, observed
 from tnc.nn.data.calls import Calls
+from tnc.nn.data.division import divided
 from tnc.roles import AxisRoles
 from tnc.rules import Rule, matched, ties
 from tnc.settings import current_backend
 from tnc.weights import Progress, compress_weights, jobs_of
 
 __all__ = ["Options", "Version", "Work"]
+
+_HELD_OUT, _MOST_HELD_OUT = 0.25, 256
+"""The share of the samples that judge, and the most of them."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,9 @@ class Work:
             No input reaches a weight that a rule names, or the inputs or the statistics cannot be used.
         """
         start = perf_counter()
-        seen, held_out = (None, None) if calls is None else divided(calls)
+        seen = held_out = None
+        if calls is not None:
+            seen, held_out = divided(calls, min(_HELD_OUT, _MOST_HELD_OUT / calls.samples), model)
         groups = matched(weights, list(rules), ties(weights))
         known = observed(
             model, seen, weights, groups, roles, statistics=statistics, gradients="fisher" in options.objectives,

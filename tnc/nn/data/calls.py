@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import torch
@@ -107,29 +106,6 @@ class Calls:
     def labels(self, batch: Any) -> Any:
         """The labels of a batch; None if it has none."""
         return None if isinstance(batch, Tensor) or self.forward is not None else _read(batch).labels
-
-    def split(self, share: float) -> tuple[Calls, Calls]:
-        """Two parts. The second one has about this share of the samples of every batch, at least one in all.
-
-        Data are often sorted, so the second part is spread over all batches.
-
-        Raises
-        ------
-        DataError
-            There is only one sample.
-        """
-        if self.samples < 2:
-            raise DataError("data= has one sample: calibration needs two at least, one of which judges the result")
-        first, second = [], []
-        owed = max(1, ceil(share * self.samples)) - share * self.samples
-        for batch in self.batches:
-            size = _size(batch)
-            owed += share * size
-            taken = min(int(owed + 1e-9), size)
-            owed -= taken
-            first += [samples_of(batch, slice(0, size - taken))] if taken < size else []
-            second += [samples_of(batch, slice(size - taken, size))] if taken else []
-        return Calls(tuple(first), self.forward), Calls(tuple(second), self.forward)
 
     def first(self, samples: int) -> Calls:
         """The first samples."""

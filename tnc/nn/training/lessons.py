@@ -9,20 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.nn.data.calls import Calls, samples_of
+from tnc.nn.data.division import are_independent
 from tnc.nn.data.evaluation import evaluating
 from tnc.nn.data.outputs import mask_of, meaningful, rows
 from tnc.nn.training.hidden import states
 
-__all__ = ["Lessons"]
+__all__ = ["Lessons", "usual_size"]
 
 _CACHED = 2**27
 """The most numbers of the teacher's answers to all inputs that are kept: 512 MiB in float32."""
 
 _MEASURED = 256
 """The number of samples that variances of the teacher's answers are measured on, at least."""
-
-_ALIKE = 1e-2
-"""The largest relative difference of answers that is taken as rounding when samples change their places."""
 
 
 class _Scale(NamedTuple):
@@ -45,18 +43,18 @@ class Lessons:
         The inputs to learn from.
     targets : tuple of str
         Modules whose outputs are compared besides those of the model.
-    size : int, optional
-        Samples of a batch. By default it is the size of the loader's first batch, within 16 and 64 (32 for tokens).
+    size : int
+        Samples of a batch, if they are drawn one by one.
     seed : int
         Of the order.
     """
 
-    def __init__(self, teacher: nn.Module, calls: Calls, targets: tuple[str, ...], size: int | None, seed: int) -> None:
+    def __init__(self, teacher: nn.Module, calls: Calls, targets: tuple[str, ...], size: int, seed: int) -> None:
         self.teacher, self.calls, self.targets, self.seed = teacher, calls, targets, seed
         self.whole = calls.stacked()
-        if self.whole is not None and not self._independent(samples_of(self.whole, slice(0, 8))):
+        if self.whole is not None and not are_independent(self._ask, calls, samples_of(self.whole, slice(0, 8))):
             self.whole = None
-        self.size = min(_default_size(calls) if size is None else size, calls.samples)
+        self.size = min(size, calls.samples)
         self.restart()
         self._cache: dict[int, list[Tensor]] = {}
         self._whole_answers: list[Tensor] | None = None
@@ -137,26 +135,8 @@ class Lessons:
         else:
             self._whole_answers = [torch.cat(parts) for parts in zip(*answers, strict=True)]
 
-    def _independent(self, batch: Any) -> bool:
-        """Whether answers change their places with the samples, and nothing else changes.
 
-        It is not so where axis 0 is time, or where outputs have another axis first.
-        """
-        count = self.calls.size(batch)
-        turned = torch.arange(count).roll(1)
-        plain, moved = self._ask(batch), self._ask(samples_of(batch, turned))
-        for x, y in zip(plain, moved, strict=True):
-            if len(x) != count or x.shape != y.shape:
-                return False
-            expected = x[turned.to(x.device)]
-            valid = meaningful(expected)
-            difference = torch.where(valid, y - expected, 0).float().norm()
-            if not float(difference) <= _ALIKE * float(torch.where(valid, expected, 0).float().norm()):
-                return False
-        return True
-
-
-def _default_size(calls: Calls) -> int:
+def usual_size(calls: Calls) -> int:
     """The size of the loader's first batch, within limits that suit a gradient step."""
     from_loader = calls.size(calls.batches[0])
     return min(max(from_loader, 16), 32 if calls.of_tokens() else 64)

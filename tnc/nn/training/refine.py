@@ -15,11 +15,12 @@ from torch import nn
 from tnc.errors import TncError
 from tnc.nn.calibration.judge import Judge
 from tnc.nn.data.calls import Calls, Forward
+from tnc.nn.data.division import divided
 from tnc.nn.data.evaluation import evaluating
 from tnc.nn.surgery.parameters import factorizations
 from tnc.nn.training.descent import Descent, Snapshot, gradients_restored, trained_parameters
 from tnc.nn.training.hidden import checked_targets
-from tnc.nn.training.lessons import Lessons
+from tnc.nn.training.lessons import Lessons, usual_size
 from tnc.nn.training.objective import cosine
 from tnc.nn.training.progress import bar
 from tnc.nn.training.trial import RATES, TRIAL_STEPS, best_rate, trial_factor
@@ -147,13 +148,14 @@ def refine(
     trained_parameters(model)
     _refuse_shared(model, teacher)
     chosen = checked_targets(model, teacher, targets)
-    calls, judging = Calls.of(model, loader, forward, max_samples).split(held_out)
+    given = Calls.of(model, loader, forward, max_samples)
+    calls, judging = divided(given, held_out, teacher)
     if not calls.samples:
         raise TncError(f"held_out={held_out} leaves no sample to learn from: lower it, or give more data")
     shown = bar("refining", steps + (len(rates) > 1) * len(rates) * TRIAL_STEPS, progress)
     with shown as advance, _refining(model, teacher) as start:
         judge = Judge(teacher, judging)
-        lessons = Lessons(teacher, calls, chosen, batch_size, seed)
+        lessons = Lessons(teacher, calls, chosen, batch_size or usual_size(given), seed)
         run = _Run(model, judge, lessons, start, advance)
         trials: dict[float, float] = {}
         rate: float | None = rates[0]
