@@ -17,6 +17,7 @@ from tnc.fit.calibrated import calibrated, whitened
 from tnc.fit.linalg import norm, relative_error, wide
 from tnc.fit.metric import Factor, Metric
 from tnc.fit.quick import quick
+from tnc.fit.starts import random_cores
 from tnc.fit.trees import tree
 from tnc.network import Network
 from tnc.roles import AxisRoles
@@ -129,6 +130,26 @@ class Decomposition(ABC):
             return self.fit(x, network, seed=seed)
         return als(x, network, seed=seed, starts=1, most=1, sweeps=_START_SWEEPS)
 
+    def random(self, network: Network, shape: Shape, *, seed: int = 0) -> list[Array]:
+        """Random cores to train a new layer from, as NumPy arrays. Their scale does not matter: they are scaled later.
+
+        They are normally distributed. A plugin can override this where other cores train better.
+
+        Parameters
+        ----------
+        network : Network
+            A network of this decomposition.
+        shape : tuple of int
+            Shape of the weight.
+        seed : int
+
+        Returns
+        -------
+        list of array
+            The cores, in the order of the network.
+        """
+        return random_cores(np.empty(0), network, seed)
+
     def __str__(self) -> str:
         """The name, and the fields that differ from their defaults, as on the command line."""
         given = {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
@@ -188,6 +209,15 @@ class InRoles(Decomposition):
             return self.decomposition.fit(part, own, seed=seed, metric=metric)
 
         return self._by_group(x, network, metric, fit)
+
+    def random(self, network: Network, shape: Shape, *, seed: int = 0) -> list[Array]:
+        """As `Decomposition.random`. Each group has cores of its own, and those of all groups are stacked."""
+        roles, own = self._unstored(network, shape)
+        if not roles.grouped:
+            return self.decomposition.random(own, roles.seen(shape), seed=seed)
+        groups = range(network.core_shapes[0][0])
+        parts = [self.decomposition.random(own, roles.seen(shape), seed=seed + k) for k in groups]
+        return [np.stack(cores) for cores in zip(*parts, strict=True)]
 
     def improved(self, x: Array, network: Network, metric: Metric | Array, cores: Cores) -> list[Array]:
         """Better cores in a metric, from those of a weight that was a little different (see `tnc.fit.calibrated`).

@@ -13,7 +13,7 @@ from tnc.errors import RankError, WeightError
 from tnc.typing import Array, Rank, Shape
 from tnc_plugins.brickwall import first, train, wall
 from tnc_plugins.digits import base, sites
-from tnc_plugins.gates import deepen, widen
+from tnc_plugins.gates import deepen, orthogonal, widen
 
 __all__ = ["ADTN"]
 
@@ -69,6 +69,10 @@ class ADTN(Decomposition):
         if sum(map(len, axes)) < 2:
             raise WeightError(f"a weight of shape {tuple(shape)} has fewer than two sites for {self}")
         return wall(axes, d, self.depth or min(int(rank), 16), self.activation)
+
+    def random(self, network: Network, shape: Shape, *, seed: int = 0) -> list[Array]:
+        """Random orthogonal gates (see `tnc_plugins.gates.orthogonal`)."""
+        return orthogonal(network, seed)
 
     def fit(
         self, x: Array, network: Network, *, seed: int = 0, metric: Array | None = None, progress: Progress = None

@@ -12,9 +12,9 @@ from tnc import Network
 from tnc.contract import dense
 from tnc.fit.gradient import descend
 from tnc.fit.linalg import balance, like, norm, relative_error
-from tnc.typing import Array
+from tnc.typing import Array, Shape
 
-__all__ = ["deepen", "start", "widen"]
+__all__ = ["deepen", "orthogonal", "start", "widen"]
 
 _WORK = 1 << 32
 """Cost limit of a fit with no stated number of steps: layers times steps times entries times a gate's row size.
@@ -27,7 +27,7 @@ def start(network: Network, seed: int = 0, noise: float = 0.1) -> list[np.ndarra
     """Random gates near the identity.
 
     They change the norm by less than a factor of three, and give the best fits. With normal gates of variance one the
-    values reach 1e45 after 16 layers, and with orthogonal gates they become zero under a ReLU.
+    values reach 1e45 after 16 layers. Orthogonal ones, from which training starts, give worse fits.
 
     Parameters
     ----------
@@ -42,6 +42,29 @@ def start(network: Network, seed: int = 0, noise: float = 0.1) -> list[np.ndarra
         inputs, outputs = prod(shape[2:]), prod(shape[:2])
         gates.append(np.eye(outputs, inputs).reshape(shape) + noise * rng.standard_normal(shape))
     return gates
+
+
+def orthogonal(network: Network, seed: int = 0) -> list[np.ndarray]:
+    """Random orthogonal gates; those on constant vectors are random with norm one.
+
+    For training from scratch. Such gates spread the norm of the weight over its entries. Gaussian gates put it into
+    few of them: the kurtosis of the entries is ten times as large, and training ends lower.
+
+    Parameters
+    ----------
+    network : Network
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    return [_orthogonal(shape, rng) for shape in network.core_shapes]
+
+
+def _orthogonal(shape: Shape, rng: np.random.Generator) -> np.ndarray:
+    """One gate: orthonormal columns, or rows if there are fewer of them."""
+    rows, columns = prod(shape[:2]), prod(shape[2:])
+    q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+    q = q * np.where(np.diag(r) < 0, -1.0, 1.0)  # without this, it would not be uniform over all such matrices
+    return (q if rows >= columns else q.T).reshape(shape)
 
 
 def widen(cores: Sequence[Array], network: Network) -> list[Array]:

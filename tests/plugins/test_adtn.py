@@ -273,3 +273,25 @@ def test_decoding_never_permutes_or_outgrows_the_weight():
             count += sum(work.many * work.m * work.n >= 2**23 for work in made.plan.work)
             made = made.inner
         assert count == passes
+
+
+@pytest.mark.parametrize(("shape", "depth"), [((32, 64), 1), ((32, 64), 3), ((10, 84), 2)])
+def test_training_starts_from_orthogonal_gates(shape, depth):
+    """They spread the norm over the entries of the weight: Gaussian gates put it into few of them."""
+    kurtosis = []
+    for made in (ADTN.random, Decomposition.random):
+        own = []
+        for seed in range(20):
+            adtn = ADTN(depth=depth)
+            network = adtn.network(shape, 2)
+            cores = made(adtn, network, shape, seed=seed)
+            assert [core.shape for core in cores] == list(network.core_shapes)
+            if made is ADTN.random:
+                for core in cores:
+                    gate = core.reshape(4, -1)
+                    assert np.allclose(gate.T @ gate, np.eye(gate.shape[1]))
+            weight = dense(network, cores, shape)
+            own.append(np.mean(weight**4) / np.mean(weight**2) ** 2)
+        kurtosis.append(np.median(own))
+    assert kurtosis[0] < kurtosis[1] * (0.9 if depth == 1 else 0.6)
+    assert any(np.any(a != b) for a, b in zip(made(adtn, network, shape, seed=1), cores, strict=True))

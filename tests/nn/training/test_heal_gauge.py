@@ -7,6 +7,7 @@ import copy
 import pytest
 
 import tnc
+from tnc.errors import TncError
 
 torch = pytest.importorskip("torch")
 
@@ -28,7 +29,8 @@ def turned(model, scale):
 
 @pytest.mark.parametrize("method", ["svd", "mpo(order=3)", "tucker", "ring", "cp", "adtn"])
 @pytest.mark.parametrize("scale", [64.0, 0.037])
-def test_the_gauge_does_not_matter(planted, method, scale):
+@pytest.mark.parametrize("rate", [None, 0.02], ids=["lr", "core_lr"])
+def test_the_gauge_does_not_matter(planted, method, scale, rate):
     """Several steps with decay, from two gauges: the same weights, where one rate for all cores gives others."""
     given = small(net(torch.float64), method, 3)
     x, y = torch.randn(4, 16, 32, dtype=torch.float64), torch.randint(10, (4, 16))
@@ -36,7 +38,7 @@ def test_the_gauge_does_not_matter(planted, method, scale):
     for model in (copy.deepcopy(given), turned(given, scale)):
         assert planted.gap(model[0].weight, given[0].weight) < 1e-12
         one = copy.deepcopy(model)
-        tnc.nn.heal(model, list(zip(x, y, strict=True)), epochs=3, lr=1e-2, weight_decay=0.1, **QUIET)
+        tnc.nn.heal(model, list(zip(x, y, strict=True)), epochs=3, lr=1e-2, core_lr=rate, weight_decay=0.1, **QUIET)
         ends.append([model[k].weight for k in (0, 3, 5)])
         steps = torch.optim.AdamW(one.parameters(), lr=1e-2, weight_decay=0.1)
         for _ in range(12):
@@ -93,3 +95,25 @@ def test_groups_hold_every_parameter_once():
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in tied.parameters() if p.requires_grad)
     assert all(group["lr"] > 0 for group in groups)
+
+
+def test_cores_have_a_relative_rate_of_their_own():
+    """One step of Adam moves every entry of every core by this share of the core's size, and dense entries by lr."""
+    torch.manual_seed(0)
+    model = nn.Sequential(tnc.nn.Linear(96, 64, decomposition="adtn(depth=2)", rank=2), nn.Linear(64, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    steps = torch.optim.AdamW(tnc.nn.parameter_groups(model, 1e-4, core_lr=0.03, eps=1e-20))
+    model(torch.randn(32, 96)).square().sum().backward()
+    steps.step()
+    cores = {id(core) for core in model[0].tnc_weight}
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        size = 0.03 * float(old.square().mean().sqrt()) if id(parameter) in cores else 1e-4
+        moved = (parameter.detach() - old).abs()[parameter.grad != 0]
+        assert torch.allclose(moved, torch.full_like(moved, size), rtol=1e-2)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), "auto"])
+def test_impossible_relative_rates_are_refused(rate):
+    batches = [(torch.randn(4, 32), torch.zeros(4).long())]
+    with pytest.raises(TncError, match=f"^core_lr={rate}: it must be finite and above 0"):
+        tnc.nn.heal(small(net(), "svd", 3), batches, epochs=1, core_lr=rate, **QUIET)

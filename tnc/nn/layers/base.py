@@ -74,7 +74,7 @@ class Factorized(Holder):
         shape, rule = tuple(weight.shape), Rule("*", decomposition, rank)
         chosen = rule.decomposed(shape, roles_of(dense, "weight", shape))
         network = rule.rank.fresh(shape, chosen).clipped()
-        factorization = fresh(network, shape, scale, weight.dtype, device, chosen.known(network, shape))
+        factorization = fresh(network, shape, scale, weight.dtype, device, chosen)
         if (bias := self._parameters.get("bias")) is not None:
             bound = math.sqrt(3) * scale
             self.bias = nn.Parameter(torch.empty_like(bias, device=device).uniform_(-bound, bound))

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tnc import contract
-from tnc.decomposition import Factorization
-from tnc.fit.starts import random_cores
+from tnc.decomposition import Factorization, InRoles
 from tnc.network import Network
-from tnc.roles import AxisRoles
 from tnc.typing import Shape
 
 __all__ = ["deviation", "fresh", "mean_square"]
@@ -29,7 +27,7 @@ def fresh(
     deviation: float,
     dtype: torch.dtype,
     device: torch.device,
-    roles: AxisRoles | None = None,
+    decomposition: InRoles,
 ) -> Factorization:
     """Random cores, scaled so that the entries of the rebuilt weight have the root mean square `deviation`.
 
@@ -44,21 +42,23 @@ def fresh(
         Dtype of the cores.
     device : torch.device
         Device of the cores. On ``meta`` they have no values.
-    roles : AxisRoles, optional
-        The role of each axis of the weight.
+    decomposition : InRoles
+        Of which the network is. It draws the cores, and knows the role of each axis of the weight.
 
     Returns
     -------
     Factorization
     """
     seed = int(torch.randint(2**31, (), device="cpu").item())  # follows torch.manual_seed
-    cores = random_cores(torch.empty(0, device=device), network, seed)
+    drawn = decomposition.random(network, shape, seed=seed)
+    cores = [torch.as_tensor(core, dtype=torch.get_default_dtype(), device=device) for core in drawn]
     if (
         device.type != "meta"
     ):  # the variance of a product of few random cores is far from its expectation, so measure it
         own = len(network.operands) - (network.feed is not None)
         scale = (deviation / math.sqrt(mean_square(network, cores, shape))) ** (1 / own)
         cores = [*cores[:-own], *(scale * core for core in cores[-own:])]
+    roles = decomposition.known(network, shape)
     return Factorization(network, [core.to(dtype) for core in cores], shape, roles)
 
 

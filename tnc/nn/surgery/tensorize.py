@@ -138,7 +138,7 @@ def _draw(
             raise PromiseError("it is constant: there is no deviation to match")
     except PromiseError as reason:
         return None, Row(name, "dense", shape, (), size, size, size, None, note=str(reason))
-    factorization = fresh(network, shape, scale, weight.dtype, device, decomposition.known(network, shape))
+    factorization = fresh(network, shape, scale, weight.dtype, device, decomposition)
     nominal = rule.rank.nominal(shape, decomposition, network)
     row = Row(name, str(decomposition), shape, network.ranks, size, network.n_params, nominal, None)
     return factorization, replace(row, seconds=perf_counter() - start, note=guess(factorization.roles))

@@ -70,6 +70,7 @@ def heal(
     loss: Callable[[Any, Any], Tensor] | None = None,
     epochs: int = 10,
     lr: float | Literal["auto"] = 1e-3,
+    core_lr: float | None = None,
     weight_decay: float = 1e-4,
     eps: float = _EPS,
     temperature: float = 2.0,
@@ -124,6 +125,9 @@ def heal(
         rates from 3e-5 to 3e-3 are tried on the first batches, with 12 steps each, and up to two more below or above
         if the smallest or the largest is the best. The loss on the batch after them decides. The history says which
         rate was taken.
+    core_lr : float, optional
+        Relative learning rate of cores, in place of `lr`: see `parameter_groups`. 0.02 to 0.06 suits ADTN's gates that
+        are trained from random ones.
     weight_decay : float
         Weight decay, likewise.
     eps : float
@@ -171,13 +175,16 @@ def heal(
         "temperature": temperature,
         "alpha": alpha,
     }
-    if eps != _EPS:  # the usual value is left out, as in files of earlier versions
+    if eps != _EPS:  # usual values are left out, as in files of earlier versions
         settings["eps"] = eps
+    if core_lr is not None:
+        settings["core_lr"] = core_lr
     _check_numbers(settings)
     _check_data(epochs, loader, validation)
     _check_options(patience, validation, autocast)
     found = _START if lr == "auto" else lr
-    run = _new_run(model, found, weight_decay, eps)
+    new_run = partial(_new_run, model, core_lr=core_lr, weight_decay=weight_decay, eps=eps)
+    run = new_run(found)
     processes = connect_processes(model, teacher)
     with _restored(model, teacher), bar("healing", epochs * length(loader), progress) as advance:
         task = Task(processes, loss, teacher, temperature, alpha, autocast)
@@ -190,8 +197,8 @@ def heal(
             found = float(f"{found * run.base / fresh:.6g}") if lr == "auto" else found
         else:
             if lr == "auto":
-                found = find_rate(task, model, loader, lambda x: _new_run(model, x, weight_decay, eps).optimizer, seed)
-                run = _new_run(model, found, weight_decay, eps)
+                found = find_rate(task, model, loader, lambda x: new_run(x).optimizer, seed)
+                run = new_run(found)
             run.judge(validate())
         with processes.parallel(model) as parallel:
             while not run.over(epochs, patience):
@@ -261,8 +268,8 @@ def _epoch(run: Run, train: Callable[[], Score], validate: Callable[[], Score | 
 def _check_numbers(settings: Mapping[str, Any]) -> None:
     if settings["epochs"] < 1:
         raise TncError(f"epochs={settings['epochs']}: at least one pass over the loader is needed")
-    for name in ("lr", "temperature"):
-        value = settings[name]
+    for name in ("lr", "core_lr", "temperature"):
+        value = settings.get(name, 1.0)
         if name == "lr" and value == "auto":
             continue
         if isinstance(value, str) or not 0 < value < math.inf:
@@ -290,8 +297,8 @@ def _check_options(patience: int | None, validation: object, autocast: torch.dty
         raise TncError("autocast=torch.float16 needs a loss that is scaled against underflow: use torch.bfloat16")
 
 
-def _new_run(model: nn.Module, lr: float, weight_decay: float, eps: float) -> Run:
-    groups = parameter_groups(model, lr, weight_decay=weight_decay, eps=eps)
+def _new_run(model: nn.Module, lr: float, **options: Any) -> Run:
+    groups = parameter_groups(model, lr, **options)
     if not groups:
         raise WeightError("no parameter of the model requires a gradient: nothing to train")
     return Run(model, torch.optim.AdamW([group | {"base": group["lr"]} for group in groups]))
