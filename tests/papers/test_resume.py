@@ -1,0 +1,180 @@
+"""A run of the queue that is killed and goes on ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402 - after the check that torch is here
+
+from benchmarks.papers import segments  # noqa: E402
+from benchmarks.papers.changes import Format  # noqa: E402
+from benchmarks.papers.segments import Paused, Segments  # noqa: E402
+from benchmarks.papers.study import Method, Study, counted  # noqa: E402
+from benchmarks.papers.train import Recipe, split  # noqa: E402
+from benchmarks.papers.work import Job, Terms  # noqa: E402
+from tnc.demo.data import Images  # noqa: E402
+
+
+def data():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (80, 6, 6), dtype=np.uint8), np.arange(80, dtype=np.uint8) % 4
+    return split(Images(x, y, x[:20].copy(), y[:20]))
+
+
+def network():
+    """A network with everything that has a state or random numbers of its own: BatchNorm and dropout."""
+    layers = nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 4)
+    return nn.Sequential(*layers)
+
+
+def study(**changed):
+    recipe = Recipe(epochs=2, batch=12, rates=(1e-3, 1e-2), augmented=True)
+    wall = {"1.weight": Format("adtn(depth=1)", 2)}
+    methods = [
+        Method("dense", "dense", network, start="dense"),
+        Method("adtn", "paper", network, wall),
+        Method("adtn, frozen", "control", network, wall, frozen=True),
+        Method("svd", "control", network, {"1.weight": Format("svd", 2, clip=True)}, start="fit"),
+    ]
+    made = Study("tiny", "made-up", (["1.weight"], network), methods, recipe, lambda _: data(), seeds=1)
+    return replace(made, **changed)
+
+
+def job(name="adtn", seed=0, of=None):
+    of = of or study()
+    rows = {row["method"]: row for row in counted(of)}
+    return Job("mpo", of, next(method for method in of.methods if method.name == name), seed, rows[name])
+
+
+def finished(run):
+    """What a run says, without the time it took."""
+    return {key: value for key, value in run.items() if key != "seconds"}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def dies(monkeypatch):
+    """Lets the process die at the steps given, counted over trials and run."""
+    drawn = Segments._drawn
+
+    def at(*steps):
+        count = 0
+
+        def counted_drawn(self, step):
+            nonlocal count
+            count += 1
+            if count in steps:
+                raise Killed
+            return drawn(self, step)
+
+        monkeypatch.setattr(Segments, "_drawn", counted_drawn)
+
+    return at
+
+
+def every_two_steps(monkeypatch):
+    monkeypatch.setattr("benchmarks.papers.work.pace", lambda *_: 0.5)
+
+
+@pytest.mark.parametrize("name", ["dense", "adtn", "adtn, frozen", "svd"])
+def test_a_killed_run_ends_as_one_that_was_not(name, tmp_path, monkeypatch, dies):
+    every_two_steps(monkeypatch)
+    whole = job(name).run(data(), Terms(tmp_path / "whole"))
+    terms = Terms(tmp_path / "killed", every=1.0)  # two steps per segment
+    dies(5, 11, 27)
+    kills = 0
+    for _ in range(9):
+        try:
+            run = job(name).run(data(), terms)
+            break
+        except Killed:
+            kills += 1
+    assert kills == 3 and finished(run) == finished(whole)
+    assert job(name).run(data(), terms) == run  # scored once
+
+
+def test_weights_after_a_kill_are_those_without_one_to_the_last_bit(tmp_path, monkeypatch, dies):
+    every_two_steps(monkeypatch)
+    one, other = Terms(tmp_path / "one"), Terms(tmp_path / "other", every=1.0)
+    wanted = job("dense").dense(0).network(data(), one).state_dict()
+    dies(18)
+    with pytest.raises(Killed):
+        job("dense").network(data(), other)
+    found = job("dense").network(data(), other).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_the_choice_of_a_rate_survives_a_kill(tmp_path, monkeypatch, dies):
+    every_two_steps(monkeypatch)
+    terms = Terms(tmp_path, every=1.0)
+    dies(30)  # two trials of all twelve steps, then the run
+    with pytest.raises(Killed):
+        job().run(data(), terms)
+    state = job().state(terms, 72, "rates")
+    assert set(state.values["scores"]) == {"0.001", "0.01"}
+    monkeypatch.setattr("benchmarks.papers.work.Job._trained", lambda *_: pytest.fail("a trial again"))
+    assert job(seed=1).rate(data(), terms) in (1e-3, 1e-2)
+
+
+def test_time_that_is_over_saves_and_goes_on(tmp_path, monkeypatch):
+    every_two_steps(monkeypatch)
+    whole = job().run(data(), Terms(tmp_path / "whole"))
+    clock = iter(range(10**6))
+    monkeypatch.setattr(segments.time, "perf_counter", lambda: float(next(clock)))
+    pauses = 0
+    while True:
+        try:
+            run = job().run(data(), Terms(tmp_path / "short", every=1.0, deadline=float(next(clock) + 30)))
+            break
+        except Paused:
+            pauses += 1
+            assert pauses < 50
+    assert pauses > 1 and finished(run) == finished(whole)
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {here!r})
+import test_resume as own
+from benchmarks.papers.segments import Segments
+drawn = Segments._drawn
+def dying(self, step):
+    if step == 7 and self.steps == 12 and self.length == 2 and (Path({folder!r}) / "armed").exists():
+        (Path({folder!r}) / "armed").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return drawn(self, step)
+Segments._drawn = dying
+import benchmarks.papers.work as work
+work.pace = lambda *_: 0.5
+print(own.finished(own.job().run(own.data(), work.Terms(Path({folder!r}), every=1.0))))
+"""
+
+
+def test_kill_minus_nine(tmp_path, monkeypatch):
+    every_two_steps(monkeypatch)
+    whole = finished(job().run(data(), Terms(tmp_path / "whole")))
+    (tmp_path / "armed").touch()
+    script = KILL.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ends = [
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+        for _ in range(2)
+    ]
+    assert ends[0].returncode == -signal.SIGKILL and not ends[0].stdout
+    assert ends[1].stdout.strip() == str(whole), ends[1].stderr
