@@ -25,7 +25,7 @@ EVERY = 40.0
 """Seconds between two saves on a CPU, about."""
 
 
-class Paused(Exception):  # noqa: N818 - no error: the run is saved and goes on later
+class Paused(Exception):
     """The time is over before the run is; everything up to the last segment is saved."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tnc import files
-from tnc.errors import TncError
+from tnc.errors import CheckpointError, TncError
 from tnc.settings import cache_folder
 
 __all__ = ["State", "default_folder", "locked", "write_text"]
@@ -27,13 +27,13 @@ def write_text(path: Path, text: str) -> None:
 
     Raises
     ------
-    TncError
+    CheckpointError
         The folder or the file cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TncError(f"cannot make the folder {str(path.parent)!r}: {error}") from error
+        raise CheckpointError(f"cannot make the folder {str(path.parent)!r}: {error}") from error
     with files.writing(path) as write:
         write(text.encode())
 
@@ -52,7 +52,7 @@ class State:
 
     Raises
     ------
-    TncError
+    CheckpointError
         The file is damaged, or it is of other settings.
     """
 
@@ -65,11 +65,11 @@ class State:
             held = json.loads(path.read_text(encoding="utf-8"))
             there, self.values = dict(held["settings"]), dict(held["values"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TncError(f"the state {str(path)!r} is damaged ({error!r}): delete it to begin anew") from error
+            raise CheckpointError(f"the state {str(path)!r} is damaged ({error!r}): delete it to begin anew") from error
         if there != self.settings:
             names = [name for name in {**there, **self.settings} if there.get(name) != self.settings.get(name)]
             said = "; ".join(f"{name}={there.get(name)!r} there, {self.settings.get(name)!r} here" for name in names)
-            raise TncError(
+            raise CheckpointError(
                 f"the state {str(path)!r} is of other settings: {said}. Use the same settings, name another folder by "
                 "--state, or delete the file"
             )

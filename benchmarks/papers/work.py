@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from torch import nn
 from benchmarks.papers.segments import EVERY, Paused, Segments, go_on
 from benchmarks.papers.state import State
 from benchmarks.papers.study import Method, Row, Study
-from benchmarks.papers.train import Batches, Data, Recipe, accuracy, device, pace
+from benchmarks.papers.train import Data, Recipe, accuracy, device, pace
 from tnc import files
-from tnc.errors import TncError
+from tnc.errors import CheckpointError, TncError
 
 __all__ = ["GPU_BATCH", "Job", "Terms"]
 
@@ -118,14 +118,18 @@ class Job:
 
         Raises
         ------
-        TncError
+        CheckpointError
             The file is damaged, or of other settings.
         """
         seed = {} if what else {"seed": self.seed}
         settings: dict[str, Any] = {
-            **{"net": self.study.net, "data": self.study.data, "method": self.method.name, **seed},
-            **{"steps": terms.steps(self.study, size), "schedule": terms.schedule(self.study)},
-            **{"parameters": [self.counts["replaced"], self.counts["whole"]]},
+            "net": self.study.net,
+            "data": self.study.data,
+            "method": self.method.name,
+            **seed,
+            "steps": terms.steps(self.study, size),
+            "schedule": terms.schedule(self.study),
+            "parameters": [self.counts["replaced"], self.counts["whole"]],
         }
         leaf = f"{_plain(self.method.name)}-{what or f'seed{self.seed}'}.json"
         where = terms.folder / ("gpu" if terms.gpu else "cpu") / self.paper / f"{self.study.net}-{self.study.data}"
@@ -140,8 +144,10 @@ class Job:
         ------
         Paused
             The time is over; everything is saved.
+        CheckpointError
+            A state is damaged or of other settings, or a file cannot be written.
         TncError
-            A state is damaged or of other settings, a file cannot be written, or a weight is missing.
+            The loss is not finite any more.
         """
         state = self.state(terms, len(data.train.y))
         if "run" in state.values:
@@ -170,7 +176,9 @@ class Job:
         try:
             model.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise TncError(f"the weights {str(path)!r} are damaged ({error}): delete all files of this run") from error
+            raise CheckpointError(
+                f"the weights {str(path)!r} are damaged ({error}): delete all files of this run"
+            ) from error
         return model.eval()
 
     def rate(self, data: Data, terms: Terms) -> float:
@@ -189,8 +197,13 @@ class Job:
             if (key := f"{rate:g}") in scores:
                 continue
             dense = first.dense(0).network(data, terms) if first.needs_dense else None
-            model, _ = first._trained(state, data, terms, rate, steps, dense, f"{key}.")
-            scores[key] = accuracy(model, data, data.validation)
+            try:
+                model, _ = first._trained(state, data, terms, rate, steps, dense, f"{key}.")
+                scores[key] = accuracy(model, data, data.validation)
+            except CheckpointError:
+                raise
+            except TncError:  # with this rate the loss does not stay finite
+                scores[key] = 0.0
             state.put(scores=scores)
             state.beside(f"{key}.safetensors").unlink(missing_ok=True)
         return max(recipe.rates, key=lambda rate: scores[f"{rate:g}"])
