@@ -40,21 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for the page, the JSON and the plots")
     given = parser.parse_args(words)
-    known = papers()
-    paper = next(each for each in known if each.name == given.paper)
-    try:
-        picked = chosen(paper.studies, given.net, given.data)
-    except LookupError as error:
-        parser.error(str(error))
     if not 0 < given.share <= 1:
         parser.error(f"--share {given.share:g} is not a share of a schedule: give more than 0 and at most 1")
     if not given.budget >= 0:
         parser.error(f"--budget {given.budget:g} is no number of minutes: give 0 or more, or inf")
     try:
-        for each in known:
-            readable(given.out, each.name)
+        for name in PAPERS:
+            readable(given.out, name)
+        known = papers()
+        paper = next(each for each in known if each.name == given.paper)
+        picked = chosen(paper.studies, given.net, given.data)
         run(paper, picked, given.budget, given.out, given.share)
         update_index(known, given.out)
+    except LookupError as error:
+        parser.error(str(error))
     except (OSError, TncError) as error:  # data that cannot be had, a folder that cannot be written
         parser.error(str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
@@ -31,14 +32,15 @@ class Paper(NamedTuple):
     counts: Sequence[Row]
 
 
-def papers() -> list[Paper]:
-    """The three papers."""
+@cache
+def papers() -> tuple[Paper, ...]:
+    """The three papers; to count them takes seconds."""
     made = []
     for name in PAPERS:
         module = importlib.import_module(f"benchmarks.papers.{name}")
         studies = module.studies()
         made.append(Paper(module, name, studies, [row for study in studies for row in counted(study)]))
-    return made
+    return tuple(made)
 
 
 def readable(out: Path, name: str) -> None:

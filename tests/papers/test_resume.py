@@ -6,59 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402 - after the check that torch is here
-
-from benchmarks.papers import segments  # noqa: E402
-from benchmarks.papers.changes import Format  # noqa: E402
+from benchmarks.papers import segments  # noqa: E402 - after the check that torch is here
 from benchmarks.papers.segments import Paused, Segments  # noqa: E402
-from benchmarks.papers.study import Method, Study, counted  # noqa: E402
-from benchmarks.papers.train import Recipe, split  # noqa: E402
-from benchmarks.papers.work import Job, Terms  # noqa: E402
-from tnc.demo.data import Images  # noqa: E402
-
-
-def data():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (80, 6, 6), dtype=np.uint8), np.arange(80, dtype=np.uint8) % 4
-    return split(Images(x, y, x[:20].copy(), y[:20]))
-
-
-def network():
-    """A network with everything that has a state or random numbers of its own: BatchNorm and dropout."""
-    layers = nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 4)
-    return nn.Sequential(*layers)
-
-
-def study(**changed):
-    recipe = Recipe(epochs=2, batch=12, rates=(1e-3, 1e-2), augmented=True)
-    wall = {"1.weight": Format("adtn(depth=1)", 2)}
-    methods = [
-        Method("dense", "dense", network, start="dense"),
-        Method("adtn", "paper", network, wall),
-        Method("adtn, frozen", "control", network, wall, frozen=True),
-        Method("svd", "control", network, {"1.weight": Format("svd", 2, clip=True)}, start="fit"),
-    ]
-    made = Study("tiny", "made-up", (["1.weight"], network), methods, recipe, lambda _: data(), seeds=1)
-    return replace(made, **changed)
-
-
-def job(name="adtn", seed=0, of=None):
-    of = of or study()
-    rows = {row["method"]: row for row in counted(of)}
-    return Job("mpo", of, next(method for method in of.methods if method.name == name), seed, rows[name])
-
-
-def finished(run):
-    """What a run says, without the time it took."""
-    return {key: value for key, value in run.items() if key != "seconds"}
+from benchmarks.papers.work import Terms  # noqa: E402
+from tests.papers.tiny import data, finished, job  # noqa: E402
 
 
 class Killed(BaseException):
@@ -146,12 +102,11 @@ def test_time_that_is_over_saves_and_goes_on(tmp_path, monkeypatch):
 
 
 KILL = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, {here!r})
-import test_resume as own
+from tests.papers import tiny
 from benchmarks.papers.segments import Segments
 drawn = Segments._drawn
 def dying(self, step):
@@ -162,7 +117,7 @@ def dying(self, step):
 Segments._drawn = dying
 import benchmarks.papers.work as work
 work.pace = lambda *_: 0.5
-print(own.finished(own.job().run(own.data(), work.Terms(Path({folder!r}), every=1.0))))
+print(tiny.finished(tiny.job().run(tiny.data(), work.Terms(Path({folder!r}), every=1.0))))
 """
 
 
@@ -170,7 +125,7 @@ def test_kill_minus_nine(tmp_path, monkeypatch):
     every_two_steps(monkeypatch)
     whole = finished(job().run(data(), Terms(tmp_path / "whole")))
     (tmp_path / "armed").touch()
-    script = KILL.format(here=str(Path(__file__).parent), folder=str(tmp_path))
+    script = KILL.format(folder=str(tmp_path))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     end = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert end.returncode == -signal.SIGKILL and not end.stdout, end.stderr
