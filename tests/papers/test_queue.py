@@ -46,7 +46,7 @@ def work_off(tmp_path, monkeypatch):
     return call
 
 
-def test_every_row_is_run_with_three_seeds_and_never_again(work_off, tmp_path, monkeypatch):
+def test_every_row_is_run_with_three_seeds_and_never_again(work_off, tmp_path, monkeypatch, no_plots):
     rows, page, said = work_off(small())
     assert {name: [run["seed"] for run in row["runs"]] for name, row in rows.items()} == {
         "dense": [0, 1, 2],
@@ -57,7 +57,7 @@ def test_every_row_is_run_with_three_seeds_and_never_again(work_off, tmp_path, m
     assert [(name, seed[0]) for name, seed in starts] == [(name, seed) for seed in "012" for name in ("dense", "adtn")]
     overview = (tmp_path / "index.md").read_text()
     assert "| [mpo](mpo.md) | tiny on made-up |" in overview and "(3) | adtn |" in overview
-    assert "Every row has been started." in overview and (tmp_path / "summary.svg").is_file()
+    assert "Every row has been started." in overview
 
     monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("run again"))
     again, _, _ = work_off(small(), state="another")
@@ -280,6 +280,14 @@ def test_the_index_keeps_what_stands_between_its_sections(tmp_path):
     with pytest.raises(TncError, match="lacks the lines"):
         publish.update_index([tiny.paper(small())], tmp_path)
     assert (tmp_path / "index.md").read_text() == "no markers"
+
+
+def test_the_figure_shows_every_row_that_was_run(tmp_path):
+    rows = [{"net": "tiny", "kind": "dense", "replaced": 10, "runs": [{"accuracy": 0.5}]}]
+    assert index.figure([("mpo", rows)], tmp_path / "summary.svg")
+    assert "mpo: tiny" in (tmp_path / "summary.svg").read_text()
+    assert not index.figure([("mpo", [{**rows[0], "runs": []}])], tmp_path / "summary.svg")
+    assert not (tmp_path / "summary.svg").exists()
 
 
 def test_the_summary_shows_the_row_that_the_paper_states_or_validation_prefers():
