@@ -65,7 +65,9 @@ def _multiplications(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> 
 
 
 def pace_of(row: Row) -> float | None:
-    """Seconds per step of a row that was run or begun, if its steps took any."""
+    """Seconds per step on a CPU of a row that was run or begun, if its steps took any."""
+    if "CPU" not in row.get("machine", "CPU"):
+        return None
     timed = [run["seconds"] / run["steps"] for run in row["runs"] if run["steps"] and run["seconds"]]
     return fmean(timed) if timed else row.get("seconds_per_step")
 

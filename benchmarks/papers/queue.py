@@ -189,7 +189,7 @@ class Queue:
         if "run" not in own and own.get("progress"):
             steps = self.terms.steps(job.study, size)
             extra["progress"] = {"seed": job.seed, "steps": own["progress"], "of": steps}
-        if "seconds_per_step" in own:
+        if "seconds_per_step" in own and device().type == "cpu" and not self.terms.gpu:
             extra["seconds_per_step"] = own["seconds_per_step"]
         if not runs or (before["runs"] and _weight(before["runs"]) > _weight(runs)):
             return before | extra

@@ -225,6 +225,7 @@ class Job:
         model = self.method.made(dense).to(device())
         if not self.method.trained:
             return model, 0.0
+        _check_start(state, model, f"{part}start")
         recipe = terms.recipe(self.study)
         state.put(**self._pace(state.values, model, data, recipe, dense))
         length = max(1, min(steps, round(terms.every / state.values["seconds_per_step"])))
@@ -255,6 +256,21 @@ class Job:
 def _plain(name: str) -> str:
     """A name of a method as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9=.]+", "-", name).strip("-")
+
+
+def _check_start(state: State, model: nn.Module, key: str) -> None:
+    """Raise CheckpointError if a run was begun from other weights, as another version of the library makes them.
+
+    The norm of the weights tells. It is rounded, as a fit differs a little from machine to machine.
+    """
+    norm = f"{float(torch.cat([weight.detach().flatten() for weight in model.parameters()]).norm()):.4g}"
+    if (before := state.values.get(key, norm)) != norm:
+        raise CheckpointError(
+            f"the state {str(state.path)!r} began from weights of norm {before}, and they have norm {norm} here: the "
+            "library makes them in another way now. Name another folder by --state, or delete the files of this run"
+        )
+    if key not in state.values:
+        state.put(**{key: norm})
 
 
 def _keep(model: nn.Module, path: Path) -> None:

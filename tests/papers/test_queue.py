@@ -315,6 +315,8 @@ def test_minutes_are_measured_where_a_row_was_timed_and_estimated_elsewhere(tmp_
     assert known.measured and math.isclose(known.minutes, 0.02 * 10_800 / 60)
     trials = 3 * 2160 * 0.02 / 60
     assert math.isclose(known.total, 3 * known.minutes + trials)
+    on_gpu = {"dense": {**timed["dense"], "machine": "x86_64, a GPU"}}
+    assert plan.cost(lenet, method, terms, on_gpu) == guess
     slow = plan.cost(lenet, method, terms, {"dense": {"runs": [{"steps": 1, "seconds": 1.0}]}})
     assert math.isclose(slow.total, slow.minutes + 3 * 2160 / 60)  # one seed
 

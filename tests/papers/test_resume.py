@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.papers import segments  # noqa: E402 - after the check that torch is here
 from benchmarks.papers.segments import Paused, Segments  # noqa: E402
+from benchmarks.papers.study import Method  # noqa: E402
 from benchmarks.papers.work import Terms  # noqa: E402
 from tests.papers.tiny import data, finished, job  # noqa: E402
+from tnc.errors import CheckpointError  # noqa: E402
 
 
 class Killed(BaseException):
@@ -99,6 +101,26 @@ def test_time_that_is_over_saves_and_goes_on(tmp_path, monkeypatch):
             pauses += 1
             assert pauses < 50
     assert pauses > 1 and finished(run) == finished(whole)
+
+
+def test_a_run_that_began_from_other_weights_does_not_go_on(tmp_path, monkeypatch, dies):
+    every_two_steps(monkeypatch)
+    terms = Terms(tmp_path, every=1.0)
+    dies(28)
+    with pytest.raises(Killed):
+        job().run(data(), terms)
+    made = Method.made
+
+    def larger(self, dense):
+        model = made(self, dense)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)
+        return model
+
+    monkeypatch.setattr(Method, "made", larger)
+    with pytest.raises(CheckpointError, match=r"began from weights of norm .*: the library makes them in another way"):
+        job().run(data(), terms)
 
 
 KILL = """
