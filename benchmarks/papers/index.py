@@ -133,9 +133,13 @@ def figure(sections: Sequence[Section], path: Path) -> bool:
                 points = [(max(row["replaced"], 1), report.mean(row["runs"])) for row in rows if row["kind"] == kind]
                 if points:
                     axes.scatter(*zip(*points, strict=True), marker=marker, color=f"C{k}", s=22)
+            stated = [(row["replaced"], value) for row in rows if (value := _stated(row)) is not None]
+            if stated:
+                axes.scatter(*zip(*stated, strict=True), marker="*", facecolors="none", edgecolors=f"C{k}", s=70)
             axes.scatter([], [], color=f"C{k}", label=label)
         for marker, label in (("s", "dense"), ("o", "the paper's method"), ("x", "control")):
             axes.scatter([], [], color="grey", marker=marker, label=label)
+        axes.scatter([], [], marker="*", facecolors="none", edgecolors="grey", s=70, label="published")
         axes.set(xscale="log", xlabel="parameters of the replaced layers", ylabel="test accuracy, %")
         axes.legend(fontsize=7, frameon=False, loc="lower right")
         report.save(made, path)

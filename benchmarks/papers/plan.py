@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ def multiplications(study: Study) -> float:
 def _multiplications(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> float:
     total = 0.0
 
-    def count(layer: nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def count(layer: Any, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal total
         total += float(layer.weight[0].numel() * output[0].numel())
 

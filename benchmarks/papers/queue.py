@@ -153,8 +153,8 @@ class Queue:
             self.data = None  # so that two data sets are never in memory
             data = study.load(math.inf)
             if device().type != "cpu":
-                parts = [Split(part.x.to(device()), part.y.to(device())) for part in data[:3]]
-                data = Data(*parts, data.mean, data.std)
+                train, validation, test = (Split(part.x.to(device()), part.y.to(device())) for part in data[:3])
+                data = Data(train, validation, test, data.mean, data.std)
             self.data = study, data
         return self.data[1]
 
@@ -174,7 +174,7 @@ class Queue:
         return enough and len(row["runs"]) > job.seed and _plain(row["schedule"]) in schedules
 
     def _row(self, item: Item, data: Data) -> Row:
-        """The row of a job with all runs that its states hold; the published one if that has more steps or seeds."""
+        """The row of a job with all runs that its states hold; the published one if it was trained for longer."""
         job, size = item.job, len(data.train.y)
         held = report.merge(report.read(self.out / f"{item.paper.name}.json"), item.paper.counts, [])
         before = next(row for row in held if report.key(row) == report.key(job.counts))
@@ -191,14 +191,15 @@ class Queue:
             extra["progress"] = {"seed": job.seed, "steps": own["progress"], "of": steps}
         if "seconds_per_step" in own and device().type == "cpu" and not self.terms.gpu:
             extra["seconds_per_step"] = own["seconds_per_step"]
-        if not runs or (before["runs"] and _weight(before["runs"]) > _weight(runs)):
+        full = self.terms.recipe(job.study).steps(size)
+        if not runs or (before["runs"] and _weight(before["runs"], before["full_steps"]) > _weight(runs, full)):
             return before | extra
         return {
             **{key: value for key, value in before.items() if key != "one_seed"},
             "runs": runs,
             "schedule": self.terms.schedule(job.study),
             "steps": runs[0]["steps"],
-            "full_steps": self.terms.recipe(job.study).steps(size),
+            "full_steps": full,
             "budget_minutes": None,
             "rate": next(values["rate"] for values in states if "run" in values),
             **({"one_seed": True} if runs[0]["seconds"] >= 60 * LONG else {}),
@@ -234,9 +235,9 @@ def _minutes(row: Row, takes: Cost) -> float:
     return float(first["seconds"] / first["steps"] * takes.steps / 60)
 
 
-def _weight(runs: Sequence[Row]) -> tuple[int, int]:
-    """What makes runs stay in the page: more steps, then more seeds."""
-    return min(run["steps"] for run in runs), len(runs)
+def _weight(runs: Sequence[Row], full: int) -> tuple[float, int]:
+    """What makes runs stay in the page: a larger share of their schedule, then more seeds."""
+    return min(run["steps"] for run in runs) / full, len(runs)
 
 
 def _plain(schedule: str) -> str:

@@ -157,6 +157,8 @@ def go_on(
         The time is over.
     CheckpointError
         The file is damaged or of another run, or it cannot be written: the last one stays then.
+    TncError
+        The loss is not finite any more.
     """
     recipe = batches.recipe
     history = tnc.nn.heal(
@@ -173,4 +175,4 @@ def go_on(
         seed=batches.seed,
         progress=False,
     )
-    return sum(epoch.seconds for epoch in history.epochs)
+    return float(sum(epoch.seconds for epoch in history.epochs))

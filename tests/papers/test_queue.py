@@ -123,6 +123,15 @@ def test_the_steps_are_a_share_of_the_recipe(work_off, no_plots):
     assert len(work_off(small("dense"), state="new")[0]["dense"]["runs"]) == 3
 
 
+def test_a_shorter_schedule_does_not_replace_a_longer_one(work_off, no_plots):
+    rows, _, _ = work_off(small("dense"))
+    longer = replace(small("dense"), recipe=replace(RECIPE, epochs=2))
+    kept, _, _ = work_off(longer, state="new", share=0.25)
+    assert kept["dense"]["runs"] == rows["dense"]["runs"] and kept["dense"]["full_steps"] == 6
+    taken, _, _ = work_off(longer, state="newer")
+    assert taken["dense"]["full_steps"] == 12 and [run["steps"] for run in taken["dense"]["runs"]] == [12] * 3
+
+
 def test_a_gpu_takes_larger_batches_and_the_longest_rows_first(work_off, tmp_path, monkeypatch, no_plots):
     seen = []
     go_on = queue.Job._trained.__globals__["go_on"]
@@ -283,7 +292,8 @@ def test_the_index_keeps_what_stands_between_its_sections(tmp_path):
 
 
 def test_the_figure_shows_every_row_that_was_run(tmp_path):
-    rows = [{"net": "tiny", "kind": "dense", "replaced": 10, "runs": [{"accuracy": 0.5}]}]
+    own = {"net": "tiny", "kind": "dense", "replaced": 10, "published": {"accuracy": "≈ 60"}}
+    rows = [{**own, "runs": [{"accuracy": 0.5}]}]
     assert index.figure([("mpo", rows)], tmp_path / "summary.svg")
     assert "mpo: tiny" in (tmp_path / "summary.svg").read_text()
     assert not index.figure([("mpo", [{**rows[0], "runs": []}])], tmp_path / "summary.svg")
