@@ -51,7 +51,7 @@ def every_two_steps(monkeypatch):
 def test_a_killed_run_ends_as_one_that_was_not(name, tmp_path, monkeypatch, dies):
     every_two_steps(monkeypatch)
     whole = job(name).run(data(), Terms(tmp_path / "whole"))
-    terms = Terms(tmp_path / "killed", every=1.0)  # two steps per segment
+    terms = Terms(tmp_path / "killed", every=2.5)  # five steps per segment, two in the last one
     dies(5, 11, 27)
     kills = 0
     for _ in range(9):
