@@ -13,7 +13,7 @@ ONE     := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test lint types unit coverage fuzz bench-once docs bench compare compare-peers format constraints clean
+.PHONY: help venv demo test lint types unit coverage fuzz bench-once docs bench compare compare-peers papers format constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ compare: $(VENV)/.dev ## time this tree and commit BASE in turn, and refuse what
 
 compare-peers: $(VENV)/.dev ## the same for our fits and layers beside TensorLy's, a short look
 	$(ONE) $(BIN)/python -m benchmarks.compare.peers $(ARGS)
+
+# ARGS picks rows and says when to stop: make papers ARGS='--net "vgg*" --budget 60'
+papers: $(VENV)/.dev ## go on with the papers' queue (days in all; stop it as you like); writes docs/papers
+	$(ONE) $(BIN)/python -m benchmarks.papers queue $(ARGS)
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,19 +10,27 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.papers.state import write_text
 from benchmarks.papers.study import Row
 
-__all__ = ["mean_and_deviation", "merge", "page", "plot", "read", "write"]
+__all__ = ["mean", "mean_and_deviation", "merge", "page", "plot", "pyplot", "read", "save", "started", "write"]
 
 HEADS = (
     *("method", "parameters of the replaced layers", "published", "ratio", "of the network", "ratio"),
-    *("accuracy, %", "published, %", "seconds"),
+    *("accuracy, %", "published, %", "steps", "seconds"),
 )
+STYLE = {"svg.hashsalt": "tnc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+"""Of all plots."""
 
 
 def key(row: Row) -> tuple[str, str, str]:
     """What identifies a row: network, data set and method."""
     return row["net"], row["data"], row["method"]
+
+
+def started(row: Row) -> bool:
+    """Whether a row has runs, or one that is saved before its end."""
+    return bool(row["runs"] or row.get("progress"))
 
 
 def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> list[Row]:
@@ -39,7 +48,7 @@ def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> li
     new : iterable of Row
         Rows that have just been run.
     """
-    runs = {key(row): row for row in (*held, *new) if row["runs"]}
+    runs = {key(row): row for row in (*held, *new) if started(row)}
     merged = []
     for row in counted:
         run = runs.get(key(row), row)
@@ -55,8 +64,7 @@ def read(path: Path) -> list[Row]:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """The rows as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------- tables
@@ -69,6 +77,11 @@ def mean_and_deviation(runs: Sequence[Row]) -> str:
     values = [100 * run["accuracy"] for run in runs]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def mean(runs: Sequence[Row]) -> float:
+    """Mean accuracy in per cent."""
+    return statistics.fmean(100 * run["accuracy"] for run in runs)
 
 
 def cells(row: Row) -> list[str]:
@@ -84,8 +97,17 @@ def cells(row: Row) -> list[str]:
         _factor(row),
         mean_and_deviation(runs),
         _published(published.get("accuracy")),
+        _steps(row),
         f"{statistics.fmean(run['seconds'] for run in runs):.0f}" if runs else "",
     ]
+
+
+def _steps(row: Row) -> str:
+    """Steps that are done of those of the full schedule; of a run that goes on, those that are saved."""
+    if progress := row.get("progress"):
+        return f"{progress['steps']:,} of {progress['of']:,}, seed {progress['seed']} goes on"
+    taken = [run["steps"] for run in row["runs"]]
+    return f"{min(taken):,} of {row['full_steps']:,}" if any(taken) else ""
 
 
 def _published(value: Any) -> str:
@@ -103,8 +125,13 @@ def _factor(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table, one line per row."""
-    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return lines(HEADS, list(map(cells, rows)))
+
+
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` ones are aligned to the right."""
+    rules = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rules, *rows))
 
 
 def provenance(rows: Sequence[Row]) -> str:
@@ -116,9 +143,13 @@ def provenance(rows: Sequence[Row]) -> str:
     if not said:
         return "Nothing of this table has been run."
     everything = len(said) == 1 and all(row["runs"] for row in rows)
-    lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
+    said_lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
     rates = [f"{row['method']} {row['rate']:g}" for row in rows if row["runs"] and "chosen" in row["schedule"]]
-    return "\n".join([*lines, f"* Rates chosen: {', '.join(rates)}."] if rates else lines)
+    if rates:
+        said_lines.append(f"* Rates chosen: {', '.join(rates)}.")
+    if single := [row["method"] for row in rows if row["runs"] and row.get("one_seed")]:
+        said_lines.append(f"* One seed, as a run takes 40 minutes or more: {', '.join(single)}.")
+    return "\n".join(said_lines)
 
 
 def _schedule(row: Row) -> str:
@@ -153,7 +184,9 @@ def page(
     """
     parts = [f"# {title}", intro]
     for (net, data), group in groupby(rows, key=lambda row: (row["net"], row["data"])):
-        section = list(group)
+        section = [row for row in group if started(row)]  # the index lists the others
+        if not section:
+            continue
         parts += [f"## {net} on {data}", notes.get((net, data), ""), table(section), provenance(section)]
         parts += [f"* {row['method']}: {row['note']}" for row in section if row["note"]]
         if (plots / (name := f"{prefix}-{plot_name(net, data)}")).is_file():
@@ -175,12 +208,8 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
     if len(run) < 2:
         path.unlink(missing_ok=True)
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "tnc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    plt = pyplot()
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
         for kind, marker, colour in (("dense", "s", "black"), ("paper", "o", "C0"), ("control", "x", "C1")):
             for row in (row for row in run if row["kind"] == kind):
@@ -190,7 +219,23 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
                 axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, capsize=3)
                 axes.annotate(row["method"], point, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="parameters of the replaced layers", ylabel="test accuracy, %")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
+        save(figure, path)
     return True
+
+
+def pyplot() -> Any:
+    """The module that plots, without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG and close it; the same figure gives the same file."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot().close(figure)
+    write_text(path, text.getvalue())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tnc
 from tnc.demo.data import Images
 
-__all__ = ["TRIAL", "Batches", "Data", "Recipe", "Split", "accuracy", "device", "fit", "pace", "split"]
+__all__ = ["TRIAL", "Batches", "Data", "Recipe", "Split", "accuracy", "augment", "device", "fit", "pace", "split"]
 
 
 class Split(NamedTuple):
@@ -196,7 +196,7 @@ class Batches:
             self.taken += 1
             index = self._drawn() if self.shuffled else slice(step * self.batch, (step + 1) * self.batch)
             x = self.data.prepared(self.part.x[index].to(place))
-            yield (_augment(x, self.generator) if self.augmented else x), self.part.y[index].to(place)
+            yield (augment(x, self.generator) if self.augmented else x), self.part.y[index].to(place)
 
     def _drawn(self) -> Tensor:
         if len(self.order) < self.batch:
@@ -205,7 +205,7 @@ class Batches:
         return index
 
 
-def _augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
+def augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
     """Flip every image ``[n, c, h, w]`` or not, and shift it by up to `margin` pixels.
 
     Pixels that enter at the border are 0, which is the mean of standardized images.
