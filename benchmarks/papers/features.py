@@ -1,10 +1,11 @@
-"""Features of CIFAR-10: the 512 outputs of the convolutions of a trained VGG-16-BN per image, cached in files."""
+"""Features of CIFAR-10 from the convolutions of a trained VGG-16-BN, cached in files."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.papers.train import Batches, Data, Split, device, split
 from tnc.settings import cache_folder
 
-__all__ = ["COPIES", "features", "standardized", "vgg16_bn"]
+__all__ = ["COPIES", "features", "standardized", "tail", "tail_maps", "vgg16_bn"]
 
 COPIES = 2
 """Copies of the training images: the first one unchanged, the others flipped and shifted with seeds 1, 2, ..."""
@@ -28,6 +29,36 @@ def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
     images = split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     kept = cache_folder() / "vgg16-bn-cifar10"
     return standardized(features(images, lambda: trunk(trained.vgg16_bn()), kept, copies, deadline))
+
+
+def tail_maps(copies: int = COPIES, deadline: float = math.inf) -> Data:
+    """The maps of CIFAR-10 before the last block of that network's convolutions: 512 x 2 x 2 of each image, flat."""
+    from benchmarks.papers import data, trained
+
+    images = split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    kept = cache_folder() / "vgg16-bn-cifar10-maps"
+    return features(images, lambda: _divided(trained.vgg16_bn())[0], kept, copies, deadline)
+
+
+def tail(head: nn.Module) -> nn.Module:
+    """The last block of that network's convolutions as it was trained, and a head after it.
+
+    On the meta device it has no values.
+    """
+    from benchmarks.papers import networks, trained
+
+    block = _divided(networks.build("vgg16-bn"))[1]
+    if not next(block.parameters()).is_meta:
+        block.load_state_dict(_divided(trained.vgg16_bn())[1].state_dict())
+    return nn.Sequential(OrderedDict(maps=nn.Unflatten(1, (512, 2, 2)), block=block, flat=nn.Flatten(), head=head))
+
+
+def _divided(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The convolutions before the last block, and those of the last block, with the names that they have."""
+    layers = list(model.get_submodule("features").named_children())
+    cut = next(k for k, (name, _) in enumerate(layers) if name == "conv5_1")
+    first, last = (nn.Sequential(OrderedDict(part)) for part in (layers[:cut], layers[cut:]))
+    return first, last
 
 
 def trunk(model: nn.Module) -> nn.Module:

@@ -21,9 +21,15 @@ LONG = 40.0
 """Minutes from which on a row has one seed."""
 SEEDS = 3
 """Seeds of a row that takes less."""
-SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "cifar10-features": (512,)}
+SHAPES = {
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "cifar10-features": (512,),
+    "cifar10-maps": (2048,),
+}
 """Shape of one example."""
-SIZES = {"mnist": 54_000, "cifar10": 45_000, "cifar100": 45_000, "cifar10-features": 90_000}
+SIZES = {"mnist": 54_000, "cifar10": 45_000, "cifar100": 45_000, "cifar10-features": 90_000, "cifar10-maps": 90_000}
 """Examples to train on, after the split; features with their augmented copy."""
 
 

@@ -129,6 +129,7 @@ def go_on(
     file: Path,
     teacher: nn.Module | None = None,
     autocast: torch.dtype | None = None,
+    core_rate: float | None = None,
 ) -> float:
     """Train `model` in place to the end of the run, from where `file` left it, or from its beginning.
 
@@ -145,6 +146,8 @@ def go_on(
         The trained dense network, used if the recipe asks for distillation.
     autocast : torch.dtype, optional
         The dtype of mixed precision.
+    core_rate : float, optional
+        Relative learning rate of cores.
 
     Returns
     -------
@@ -168,6 +171,7 @@ def go_on(
         loss=nn.CrossEntropyLoss(label_smoothing=recipe.smoothing),
         epochs=batches.count,
         lr=rate,
+        core_lr=core_rate,
         weight_decay=recipe.decay,
         schedule=batches.rate,
         checkpoint=file,

@@ -46,6 +46,8 @@ class Method:
         Whether the network is trained at all.
     frozen : bool
         Whether the random cores stay as they are while the rest is trained.
+    core_rate : float, optional
+        Relative learning rate of the cores, in place of that of the recipe (see `tnc.nn.parameter_groups`).
     published : mapping
         Values from the paper for this row: ``parameters``, ``accuracy``, ``factor``.
     note : str
@@ -60,6 +62,7 @@ class Method:
     start: str = "fresh"
     trained: bool = True
     frozen: bool = False
+    core_rate: float | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -208,7 +211,7 @@ def _one(
     model = method.made(dense).to(device())
     options = {"batch": study.recipe.batch, "augmented": study.recipe.augmented, "deadline": deadline}
     batches = Batches(data, data.train, steps=steps, seed=seed, **options)
-    taken = fit(model, batches, study.recipe, rate, dense) if method.trained else 0
+    taken = fit(model, batches, study.recipe, rate, dense, method.core_rate) if method.trained else 0
     seconds = time.perf_counter() - start
     scores = {"validation": accuracy(model, data, data.validation)}
     if not trial:

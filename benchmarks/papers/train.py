@@ -220,7 +220,14 @@ def augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
     )
 
 
-def fit(model: nn.Module, batches: Batches, recipe: Recipe, rate: float, teacher: nn.Module | None = None) -> int:
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    rate: float,
+    teacher: nn.Module | None = None,
+    core_rate: float | None = None,
+) -> int:
     """Train `model` in place for one pass over `batches`.
 
     Parameters
@@ -232,13 +239,16 @@ def fit(model: nn.Module, batches: Batches, recipe: Recipe, rate: float, teacher
         Learning rate.
     teacher : torch.nn.Module, optional
         The trained dense network, used if the recipe asks for distillation.
+    core_rate : float, optional
+        Relative learning rate of cores.
 
     Returns
     -------
     int
         The number of steps taken.
     """
-    options = {"lr": rate, "weight_decay": recipe.decay, "teacher": teacher if recipe.taught else None}
+    options: dict[str, Any] = {"lr": rate, "core_lr": core_rate, "weight_decay": recipe.decay}
+    options["teacher"] = teacher if recipe.taught else None
     loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options)
     return batches.taken

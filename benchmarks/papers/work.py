@@ -131,6 +131,8 @@ class Job:
             "schedule": terms.schedule(self.study),
             "parameters": [self.counts["replaced"], self.counts["whole"]],
         }
+        if self.method.core_rate is not None:
+            settings["core_rate"] = self.method.core_rate
         leaf = f"{_plain(self.method.name)}-{what or f'seed{self.seed}'}.json"
         where = terms.folder / ("gpu" if terms.gpu else "cpu") / self.paper / f"{self.study.net}-{self.study.data}"
         return State(where / leaf, settings)
@@ -241,7 +243,7 @@ class Job:
             deadline=terms.deadline,
             saved=lambda done: state.put(**{f"{part}progress": done}),
         )
-        return model, go_on(model, batches, rate, file, dense, terms.autocast)
+        return model, go_on(model, batches, rate, file, dense, terms.autocast, self.method.core_rate)
 
     def _pace(
         self, known: Mapping[str, Any], model: nn.Module, data: Data, recipe: Recipe, dense: nn.Module | None
