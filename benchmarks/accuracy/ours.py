@@ -58,5 +58,6 @@ ROWS = (
     {f"{name}, weights": partial(compressed, name, tnc.Budget, calibrated=False) for name in FORMATS}
     | {f"{name}, uniform": partial(compressed, name, tnc.Ratio) for name in FORMATS}
     | {f"{name}, budget": partial(compressed, name, tnc.Budget) for name in FORMATS}
+    | {f"{name}, refined": partial(refined, name) for name in FORMATS}
     | {"auto": partial(compressed, "auto", tnc.Budget), "auto, refined": partial(refined, "auto")}
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import tnc
 from benchmarks.optima import BEHIND, TARGETS, cell
+from tnc.fit import alternating
 
 CELLS = [
     ("noisy rank-8 kernel", "cp", 4),
@@ -25,3 +28,22 @@ CELLS = [
 def test_fits_are_not_behind(target, name, rank):
     found = cell(next(one for one in TARGETS if one.name == target), name, rank)
     assert found is not None and found.behind <= BEHIND, found
+
+
+def starts_of(monkeypatch):
+    """How many random starts a fit of a small weight has."""
+    counted, made = [], alternating.random_cores
+    monkeypatch.setattr(alternating, "random_cores", lambda *given: counted.append(1) or made(*given))
+    cp = tnc.decompositions["cp"]()
+    cp.fit(np.random.default_rng(0).standard_normal((4, 3, 2)), cp.network((4, 3, 2), 2))
+    return len(counted)
+
+
+def test_tests_fit_from_few_starts(monkeypatch):
+    """The limits that `tests/conftest.py` lowers are those that fits use: else the tests take twice as long."""
+    assert starts_of(monkeypatch) == 6
+
+
+@pytest.mark.usefixtures("all_starts")
+def test_users_get_many_starts(monkeypatch):
+    assert starts_of(monkeypatch) > 30

@@ -61,7 +61,7 @@ def als(
     guesses: Iterable[Sequence[Array]] = (),
     seed: int = 0,
     starts: int = 3,
-    most: int = _STARTS,
+    most: int | None = None,
     sweeps: int = 200,
     tolerance: float = 3e-5,
 ) -> list[Array]:
@@ -93,8 +93,8 @@ def als(
         Seed of the random starts.
     starts : int
         Number of random starts. There are more if sweeps are cheap.
-    most : int
-        Largest number of random starts.
+    most : int, optional
+        Largest number of random starts; 96 by default.
     sweeps : int
         Largest number of sweeps over all cores.
     tolerance : float
@@ -124,7 +124,7 @@ def als(
     ends: list[_End] = []
     if cores is None:
         scaled = (balance(guess, 1 / size) for guess in guesses)
-        finalists, spent = _finalists(task, scaled, seed, starts, most)
+        finalists, spent = _finalists(task, scaled, seed, starts, _STARTS if most is None else most)
     else:
         finalists, spent = [balance(cores, 1 / size)], 0.0
         ends.append(_end(task, finalists[0]))

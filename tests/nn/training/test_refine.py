@@ -67,7 +67,8 @@ def test_accuracy_comes_back_without_labels(trained):
     found = refine(model, trained, loader(1000), steps=150, **QUIET)
     assert correct(model, test) > max(before + 0.1, 0.85)
     assert found.after < 0.5 * found.before and found.rate in found.trials and found.steps > 0
-    assert found.trials[found.rate] == min(found.trials.values()) and found.seconds > 0 and found.batch_size == 64
+    assert found.trials[found.rate] <= 1.05 * min(found.trials.values())
+    assert found.seconds > 0 and found.batch_size == 64
     assert f"rate {found.rate:.3g}" in str(found)
     assert min(distance for _, distance in found.watched) == found.after
 

@@ -34,6 +34,12 @@ def test_the_best_rate_is_found(best, found, tried):
     assert results[rate] == min(results.values())
 
 
+def test_the_largest_of_rates_that_are_about_as_good_is_taken():
+    """A short trial favours small rates, because it has no time to make up for its first steps."""
+    rate, _ = best_rate(RATES, {3e-5: 0.98, 1e-4: 0.97, 3e-4: 1.0, 1e-3: 1.1}.__getitem__)
+    assert rate == 3e-4
+
+
 def test_rates_above_a_hopeless_one_are_not_tried():
     rate, results = best_rate(RATES, {3e-5: 1.0, 1e-4: 0.5, 3e-4: 1.1}.__getitem__)
     assert rate == 1e-4 and set(results) == {3e-5, 1e-4, 3e-4}

@@ -123,8 +123,8 @@ def heal(
     lr : float or "auto"
         Learning rate. It means the same to factorized and to dense weights: see `parameter_groups`. With ``"auto"``
         rates from 3e-5 to 3e-3 are tried on the first batches, with 12 steps each, and up to two more below or above
-        if the smallest or the largest is the best. The loss on the batch after them decides. The history says which
-        rate was taken.
+        if the smallest or the largest is the best. The loss on the batch after them decides: the largest rate is taken
+        that is about as good as the best one. The history says which.
     core_lr : float, optional
         Relative learning rate of cores, in place of `lr`: see `parameter_groups`. 0.02 to 0.06 suits ADTN's gates that
         are trained from random ones.

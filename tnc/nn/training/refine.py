@@ -109,7 +109,8 @@ def refine(
     steps : int
     lr : float or sequence of float, optional
         Learning rate, as in `parameter_groups`; or the rates to try. By default 3e-5, 1e-4, 3e-4 and 1e-3 are tried,
-        with 12 steps each, and up to two more below or above if the smallest or the largest is the best.
+        with 12 steps each, and up to two more below or above if the smallest or the largest is the best. The largest
+        rate is taken that is about as good as the best one.
     batch_size : int, optional
         Samples of a step. By default as many as in the loader's first batch, within 16 and 64 (32 for tokens). Where
         samples have different shapes or depend on each other, or with `forward`, the loader's batches are used.

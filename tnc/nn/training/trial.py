@@ -18,12 +18,15 @@ TRIAL_STEPS = 12
 _HOPELESS = 2.0
 """Larger rates are not tried any more after one whose result is worse than the best by this factor."""
 
+_NEAR = 1.05
+"""Results up to this factor above the best one are as good. A short trial favours small rates, a long run large ones."""
+
 _LOWER, _HIGHER = (0.3, 0.1), (3.0, 10.0)
 """Factors of the smallest rate and of the largest one, for more trials as long as the last one was the best."""
 
 
 def best_rate(rates: Iterable[float], attempt: Callable[[float], float]) -> tuple[float | None, dict[float, float]]:
-    """The rate of the best result, and the result of every rate that was tried.
+    """The largest rate whose result is about as good as the best one, and the result of every rate that was tried.
 
     Rates are tried from the smallest to the largest, until one is hopeless. If the smallest one is the best, or the
     largest one, up to two beyond it are tried.
@@ -64,7 +67,9 @@ def best_rate(rates: Iterable[float], attempt: Callable[[float], float]) -> tupl
             break
         edge = ordered[0] * factor if factors is _LOWER else ordered[-1] * factor
         results[edge] = _number(attempt(edge))
-    return (best() if math.isfinite(results[best()]) else None), results
+    if not math.isfinite(results[best()]):
+        return None, results
+    return max(rate for rate in results if results[rate] <= _NEAR * results[best()]), results
 
 
 def trial_factor(step: int) -> float:
