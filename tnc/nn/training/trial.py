@@ -19,7 +19,7 @@ _HOPELESS = 2.0
 """Larger rates are not tried any more after one whose result is worse than the best by this factor."""
 
 _NEAR = 1.05
-"""Results up to this factor above the best one are as good. A short trial favours small rates, a long run large ones."""
+"""Results up to this factor above the best one are as good: short trials favour small rates, long runs large ones."""
 
 _LOWER, _HIGHER = (0.3, 0.1), (3.0, 10.0)
 """Factors of the smallest rate and of the largest one, for more trials as long as the last one was the best."""
