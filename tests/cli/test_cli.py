@@ -236,6 +236,17 @@ def test_demo_refuses_a_folder_without_data(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_budget_may_count_the_whole_file(source, tmp_path):
+    out, sizes = tmp_path / "out.safetensors", []
+    for budget in ("budget:0.6", "budget:0.6,whole"):
+        done = call("compress", source, out, "--rule", "*fc.weight=svd@" + budget, "--json")
+        assert done.exit_code == 0, done.output
+        sizes.append(sum(array.size for array in load_file(out).values() if array.dtype == np.float32))
+    matched, whole = 16 * 24, 16 * 24 + 16 + 8 * 6 * 9
+    assert sizes[0] <= 0.6 * matched + (whole - matched) and sizes[1] <= 0.6 * whole < sizes[0]
+    refused(call("compress", source, out, "--rule", "*fc.weight=svd@budget:0.1,whole"), "budget")
+
+
 @pytest.fixture
 def made_mnist(tmp_path):
     """A folder with the four idx files, of noise."""

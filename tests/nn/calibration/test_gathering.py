@@ -283,3 +283,15 @@ def test_no_batch():
         gather(nn.Linear(3, 3), [])
     with pytest.raises(DataError, match="'neither' is not known"):
         gather(nn.Linear(3, 3), torch.randn(2, 3), objective="neither")
+
+
+def test_progress_wraps_the_batches():
+    seen = []
+
+    def shown(batches):
+        for batch in batches:
+            seen.append(len(batch))
+            yield batch
+
+    gather(nn.Linear(5, 4, **STATES), list(x(7, 5).split(3)), progress=shown)
+    assert seen == [3, 3, 1]

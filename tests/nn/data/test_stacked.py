@@ -65,3 +65,23 @@ def test_dataclasses_are_seen_through():
 def test_whether_inputs_are_tokens():
     assert not calls(2)[1].of_tokens()
     assert Calls((({"mask": torch.tensor(1.0), "ids": torch.ones(2, 2).long()}),)).of_tokens()
+
+
+class Named(nn.Module):
+    def forward(self, ids, scale=1.0):
+        return scale * ids
+
+
+def test_a_dict_of_tensors_is_one_batch():
+    calls = Calls.of(Named(), {"ids": torch.ones(3, 2)})
+    assert len(calls) == 1 and calls.samples == 3
+    assert torch.equal(calls(Named(), calls.batches[0]).outputs, torch.ones(3, 2))
+
+
+def test_what_a_tokenizer_gives_is_one_batch():
+    transformers = pytest.importorskip("transformers")
+    encoded = transformers.BatchEncoding({"ids": torch.ones(3, 2), "scale": torch.full((3, 1), 2.0)})
+    for data in (encoded, [encoded, encoded]):
+        calls = Calls.of(Named(), data)
+        assert calls.samples == 3 * len(data if isinstance(data, list) else [data])
+        assert torch.equal(calls(Named(), calls.batches[0]).outputs, torch.full((3, 2), 2.0))

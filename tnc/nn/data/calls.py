@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,9 @@ class Calls:
         ----------
         model : torch.nn.Module
             Its device is that of the batches.
-        data : Calls, Tensor, or iterable
+        data : Calls, Tensor, mapping or iterable
             A loader, or any iterable of batches: tensors; pairs (inputs, labels), of which the labels are left out;
-            or mappings of named arguments. A tensor is one batch.
+            or mappings of named arguments. A tensor or a mapping is one batch.
         forward : callable, optional
         samples : int
             No batch is read after this number of samples.
@@ -56,7 +56,7 @@ class Calls:
         """
         if isinstance(data, Calls):
             return data
-        if isinstance(data, Tensor):
+        if isinstance(data, Tensor | Mapping):
             data = [data]
         if not isinstance(data, Iterable):
             raise DataError(
