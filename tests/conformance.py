@@ -9,6 +9,11 @@ from tnc.testing import SHAPES
 __all__ = ["shapes_for"]
 
 
-def shapes_for(xp):
-    """All shapes of the kit on NumPy, and a matrix elsewhere: what depends on the library is the same for all."""
-    return SHAPES if is_numpy_namespace(xp) else SHAPES[:1]
+def shapes_for(xp, *, cycles=False):
+    """All shapes of the kit on NumPy; elsewhere a matrix and a kernel, which meet all that depends on the library.
+
+    Fits of cycles take longer: for them it is the matrix alone.
+    """
+    if is_numpy_namespace(xp):
+        return SHAPES
+    return SHAPES[:1] if cycles else SHAPES[::2]

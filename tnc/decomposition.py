@@ -142,11 +142,6 @@ class Decomposition(ABC):
         shape : tuple of int
             Shape of the weight.
         seed : int
-
-        Returns
-        -------
-        list of array
-            The cores, in the order of the network.
         """
         return random_cores(np.empty(0), network, seed)
 

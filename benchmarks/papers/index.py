@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.papers import report
 from benchmarks.papers.plan import LONG, SEEDS, SPEED, Cost
@@ -129,14 +130,7 @@ def figure(sections: Sequence[Section], path: Path) -> bool:
     with plt.rc_context(report.STYLE):
         made, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
         for k, (label, rows) in enumerate(run):
-            for kind, marker in (("dense", "s"), ("paper", "o"), ("control", "x")):
-                points = [(max(row["replaced"], 1), report.mean(row["runs"])) for row in rows if row["kind"] == kind]
-                if points:
-                    axes.scatter(*zip(*points, strict=True), marker=marker, color=f"C{k}", s=22)
-            stated = [(row["replaced"], value) for row in rows if (value := _stated(row)) is not None]
-            if stated:
-                axes.scatter(*zip(*stated, strict=True), marker="*", facecolors="none", edgecolors=f"C{k}", s=70)
-            axes.scatter([], [], color=f"C{k}", label=label)
+            _scatter(axes, rows, f"C{k}", label)
         for marker, label in (("s", "dense"), ("o", "the paper's method"), ("x", "control")):
             axes.scatter([], [], color="grey", marker=marker, label=label)
         axes.scatter([], [], marker="*", facecolors="none", edgecolors="grey", s=70, label="published")
@@ -144,6 +138,18 @@ def figure(sections: Sequence[Section], path: Path) -> bool:
         axes.legend(fontsize=7, frameon=False, loc="lower right")
         report.save(made, path)
     return True
+
+
+def _scatter(axes: Any, rows: Sequence[Row], colour: str, label: str) -> None:
+    """The points of one network: a marker for each kind of row, and stars where the paper states an accuracy."""
+    for kind, marker in (("dense", "s"), ("paper", "o"), ("control", "x")):
+        points = [(max(row["replaced"], 1), report.mean(row["runs"])) for row in rows if row["kind"] == kind]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, s=22)
+    stated = [(row["replaced"], value) for row in rows if (value := _stated(row)) is not None]
+    if stated:
+        axes.scatter(*zip(*stated, strict=True), marker="*", facecolors="none", edgecolors=colour, s=70)
+    axes.scatter([], [], color=colour, label=label)
 
 
 # -------------------------------------------------------------------------------------------------- not run

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
@@ -183,14 +183,9 @@ class Queue:
             Job(job.paper, job.study, job.method, seed, job.counts).state(self.terms, size).values
             for seed in range(SEEDS)
         ]
-        runs = [values["run"] for values in states if "run" in values]
-        extra: dict[str, Any] = {}
-        own = states[job.seed]
-        if "run" not in own and own.get("progress"):
-            steps = self.terms.steps(job.study, size)
-            extra["progress"] = {"seed": job.seed, "steps": own["progress"], "of": steps}
-        if "seconds_per_step" in own and device().type == "cpu" and not self.terms.gpu:
-            extra["seconds_per_step"] = own["seconds_per_step"]
+        finished = [values for values in states if "run" in values]
+        runs = [values["run"] for values in finished]
+        extra = self._so_far(job, states[job.seed], size)
         full = self.terms.recipe(job.study).steps(size)
         if not runs or (before["runs"] and _weight(before["runs"], before["full_steps"]) > _weight(runs, full)):
             return before | extra
@@ -201,11 +196,21 @@ class Queue:
             "steps": runs[0]["steps"],
             "full_steps": full,
             "budget_minutes": None,
-            "rate": next(values["rate"] for values in states if "run" in values),
+            "rate": finished[0]["rate"],
             **({"one_seed": True} if runs[0]["seconds"] >= 60 * LONG else {}),
             **extra,
             **stamp(),
         }
+
+    def _so_far(self, job: Job, state: Mapping[str, Any], size: int) -> dict[str, Any]:
+        """How far a run is that has not ended, and the seconds of a step on a CPU."""
+        found: dict[str, Any] = {}
+        if "run" not in state and state.get("progress"):
+            steps = self.terms.steps(job.study, size)
+            found["progress"] = {"seed": job.seed, "steps": state["progress"], "of": steps}
+        if "seconds_per_step" in state and device().type == "cpu" and not self.terms.gpu:
+            found["seconds_per_step"] = state["seconds_per_step"]
+        return found
 
 
 def _picked(item: Item, nets: Sequence[str], names: Sequence[str], rows: Sequence[str]) -> bool:

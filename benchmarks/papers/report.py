@@ -136,18 +136,18 @@ def lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> 
 
 def provenance(rows: Sequence[Row]) -> str:
     """Schedule, machine, versions and date of the runs. Rows that were run in the same way share a line."""
-    said: dict[str, list[str]] = {}
-    for row in rows:
-        if row["runs"]:
-            said.setdefault(_schedule(row), []).append(row["method"])
-    if not said:
+    run = [row for row in rows if row["runs"]]
+    if not run:
         return "Nothing of this table has been run."
-    everything = len(said) == 1 and all(row["runs"] for row in rows)
+    said: dict[str, list[str]] = {}
+    for row in run:
+        said.setdefault(_schedule(row), []).append(row["method"])
+    everything = len(said) == 1 and len(run) == len(rows)
     said_lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
-    rates = [f"{row['method']} {row['rate']:g}" for row in rows if row["runs"] and "chosen" in row["schedule"]]
+    rates = [f"{row['method']} {row['rate']:g}" for row in run if "chosen" in row["schedule"]]
     if rates:
         said_lines.append(f"* Rates chosen: {', '.join(rates)}.")
-    if single := [row["method"] for row in rows if row["runs"] and row.get("one_seed")]:
+    if single := [row["method"] for row in run if row.get("one_seed")]:
         said_lines.append(f"* One seed, as a run takes 40 minutes or more: {', '.join(single)}.")
     return "\n".join(said_lines)
 

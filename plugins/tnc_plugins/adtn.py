@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias
 
 from tnc import Decomposition, Network
 from tnc.contract import ACTIVATIONS
@@ -13,11 +11,9 @@ from tnc.errors import RankError, WeightError
 from tnc.typing import Array, Rank, Shape
 from tnc_plugins.brickwall import first, train, wall
 from tnc_plugins.digits import base, sites
-from tnc_plugins.gates import deepen, orthogonal, widen
+from tnc_plugins.gates import Progress, deepen, orthogonal, widen
 
 __all__ = ["ADTN"]
-
-Progress: TypeAlias = Callable[[int, int, float], None] | None
 
 
 @dataclass(frozen=True)

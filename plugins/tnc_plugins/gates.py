@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -14,7 +15,10 @@ from tnc.fit.gradient import descend
 from tnc.fit.linalg import balance, like, norm, relative_error
 from tnc.typing import Array, Shape
 
-__all__ = ["deepen", "orthogonal", "start", "widen"]
+__all__ = ["Progress", "deepen", "orthogonal", "start", "widen"]
+
+Progress: TypeAlias = Callable[[int, int, float], None] | None
+"""A function of the step, the number of steps and the error."""
 
 _WORK = 1 << 32
 """Cost limit of a fit with no stated number of steps: layers times steps times entries times a gate's row size.
@@ -89,7 +93,7 @@ def deepen(
     *,
     seed: int,
     steps: int | None,
-    progress: Callable[[int, int, float], None] | None,
+    progress: Progress,
 ) -> list[Array]:
     """Fit the gates of a deep network by gradient. The error is never above that of its last layer alone.
 
@@ -103,8 +107,7 @@ def deepen(
     seed : int
     steps : int or None
         Number of steps; with None it follows from the size of the weight.
-    progress : callable or None
-        Gets the step, the number of steps and the error.
+    progress : Progress
     """
     gates = [like(gate, x) for gate in start(network, seed)]
     layers = len(gates) // len(exact)

@@ -136,9 +136,9 @@ def test_a_gpu_takes_larger_batches_and_the_longest_rows_first(work_off, tmp_pat
     seen = []
     go_on = queue.Job._trained.__globals__["go_on"]
 
-    def spy(model, batches, rate, file, teacher, autocast):
+    def spy(model, batches, rate, file, teacher, autocast, core_rate):
         seen.append((batches.batch, rate, autocast))
-        return go_on(model, batches, rate, file, teacher, autocast)
+        return go_on(model, batches, rate, file, teacher, autocast, core_rate)
 
     monkeypatch.setattr("benchmarks.papers.work.go_on", spy)
     rows, page, _ = work_off(small("dense"), gpu=True)

@@ -168,17 +168,10 @@ def heal(
     WeightError
         No parameter of the model requires a gradient.
     """
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "temperature": temperature,
-        "alpha": alpha,
-    }
-    if eps != _EPS:  # usual values are left out, as in files of earlier versions
-        settings["eps"] = eps
-    if core_lr is not None:
-        settings["core_lr"] = core_lr
+    settings: dict[str, Any] = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay}
+    settings |= {"temperature": temperature, "alpha": alpha}
+    unusual = (("eps", eps, _EPS), ("core_lr", core_lr, None))  # usual values are left out, as in earlier files
+    settings |= {name: value for name, value, usual in unusual if value != usual}
     _check_numbers(settings)
     _check_data(epochs, loader, validation)
     _check_options(patience, validation, autocast)
