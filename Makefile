@@ -13,7 +13,7 @@ ONE     := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help venv demo test lint types unit bench-once docs bench format constraints clean
+.PHONY: help venv demo test lint types unit coverage fuzz bench-once docs bench compare compare-peers papers format constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,10 +52,20 @@ types: $(VENV)/.dev ## mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev ## the tests alone
-	$(ONE) $(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable
+	$(ONE) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --benchmark-disable
+
+coverage: $(VENV)/.dev ## branches that the tests take, by file (three times as slow as the tests alone)
+	$(ONE) $(BIN)/python -m pytest -q -n $(WORKERS) --benchmark-disable --cov --cov-report=term:skip-covered
+
+# FUZZ is how many times as many cases as in the tests: make fuzz FUZZ=1000. One section: make fuzz SECTION=texts
+FUZZ ?= 100
+fuzz: $(VENV)/.dev ## damaged and hostile files, texts, kills: some minutes; writes docs/reliability.md
+	$(ONE) TNC_FUZZ=$(FUZZ) $(BIN)/python -m tests.fuzz $(SECTION)
 
 bench-once: $(VENV)/.dev
 	$(ONE) $(BIN)/python -m pytest -q benchmarks/test_fit.py --benchmark-disable
+	$(ONE) $(BIN)/python -m pytest -q -c benchmarks/compare/cells/pytest.ini --rootdir=. --import-mode=importlib \
+	  benchmarks/compare/cells --benchmark-disable
 
 docs: $(VENV)/.dev ## build docs/_build/html; every example in them is run
 	$(ONE) $(BIN)/sphinx-build -n -W --keep-going -q -b html docs docs/_build/html
@@ -69,6 +79,17 @@ bench: $(VENV)/.dev ## time layers and networks against dense ones and other lib
 	  -k '$(CELLS)' --benchmark-json=benchmarks/results/layers$(PART).json
 	$(BIN)/python -m benchmarks.networks_bench
 	$(BIN)/python -m benchmarks.report benchmarks/results/layers*.json
+
+# BASE is any commit: make compare BASE=main. ARGS adds options: make compare ARGS='--short --json ratios.json'
+compare: $(VENV)/.dev ## time this tree and commit BASE in turn, and refuse what became slower
+	$(BIN)/python -m benchmarks.compare $(if $(BASE),--base '$(BASE)') $(ARGS)
+
+compare-peers: $(VENV)/.dev ## the same for our fits and layers beside TensorLy's, a short look
+	$(ONE) $(BIN)/python -m benchmarks.compare.peers $(ARGS)
+
+# ARGS picks rows and says when to stop: make papers ARGS='--net "vgg*" --budget 60'
+papers: $(VENV)/.dev ## go on with the papers' queue (days in all; stop it as you like); writes docs/papers
+	$(ONE) $(BIN)/python -m benchmarks.papers queue $(ARGS)
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -119,12 +119,14 @@ def train(depth: int, sites: int, library: str, recompute: bool = True) -> dict:
     import torch
 
     from tnc.contract import rebuild, recipe
-    from tnc.nn.cores import Rebuild
+    from tnc.decomposition import Factorization
+    from tnc.nn.layers.cores import Cores
     from tnc_plugins.gates import start
 
     _, network, shape = network_of(depth, sites)
-    layer = Rebuild(network, shape) if recompute else lambda *cores: rebuild(recipe(network), cores, xp)
     cores = [torch.from_numpy(core).float().requires_grad_() for core in start(network)]
+    held = Cores(Factorization(network, [core.detach() for core in cores], shape))
+    layer = held.rebuilt if recompute else lambda *cores: rebuild(recipe(network), cores, xp)
     upstream = torch.ones(shape)
     before = peak_megabytes()
     took = seconds(lambda: layer(*cores).backward(upstream), 5)

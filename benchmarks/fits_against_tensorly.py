@@ -32,7 +32,7 @@ from tensorly.decomposition import parafac, partial_tucker, tensor_ring_als, ten
 import tnc
 from tnc.contract import contract
 from tnc.fit import als, refine, tensorize, tree_svd
-from tnc.linalg import left_svd
+from tnc.fit.linalg import left_svd
 
 RESULTS = Path(__file__).parent / "results" / "fits_against_tensorly"
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 import tnc
-from tnc import contract, planner, splits
+from tnc import contract
+from tnc.contract import convolution, lookup, strategies
+from tnc.contract.plans import Plan
 from tnc.network import Network
-from tnc.nn.execution import constants
-from tnc.plans import Plan
+from tnc.nn.runtime.schedule import constants
 
 SIDE_OF_KERNEL = 3
 EXECUTIONS = ("dense", "factorized", "auto")
@@ -46,7 +47,8 @@ class Layer:
         found = {}
         for execution in EXECUTIONS:
             found[execution] = copy.deepcopy(first)
-            found[execution].adopt(found[execution].cores, execution)
+            found[execution]._tnc.execution = execution
+            found[execution]._tnc_reschedule()
         return found
 
     @property
@@ -188,7 +190,7 @@ def variants(layer: Layer, format: str, kept: float) -> tuple[dict[str, nn.Modul
     ours = layer.ours(decomposition(format), kept)
     found = {"dense": layer.dense(), **{f"tnc {name}": module for name, module in ours.items()}}
     missing: dict[str, str] = {}
-    ranks = Ranks(ours["auto"].cores.network)
+    ranks = Ranks(ours["auto"].tnc_weight.network)
     wanted: dict[str, Any] = {}
     for library, offers in (("tltorch", tensorly_torch), ("tednet", tednet)):
         try:
@@ -215,14 +217,14 @@ def planned_flops(layer: Layer, network: Network, batch: int, training: bool) ->
     """Multiplications and additions of a forward pass by the cheapest plan through the cores; None if there is none."""
     rates = constants(torch.device("cpu"))
     if layer.kind == "Embedding":
-        rows = planner.rows(network, batch, rates)
+        rows = lookup.rows(network, batch, rates)
         return _flops(*(merge for _, merge in rows.groups), rows.last)
     if layer.side:
-        conv = splits.conv(network, splits.Extent(batch, layer.side**2), rates, training, False)
+        conv = convolution.conv(network, convolution.Extent(batch, layer.side**2), rates, training, False)
         maps = layer.positions(batch) * conv.folded * conv.groups
         middle = 2 * maps * prod(conv.channels) * SIDE_OF_KERNEL**2
         return middle + _flops(conv.before, conv.middle, conv.after)
-    through, _ = planner.linear(network, batch, rates, training)
+    through, _ = strategies.linear(network, batch, rates, training)
     return None if through is None else _flops(through.plan)
 
 

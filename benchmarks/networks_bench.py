@@ -80,7 +80,7 @@ def network(case: Case, method: str) -> nn.Module:
         with suppress(PromiseError):  # a layer so small that no rank keeps a tenth stays dense
             if weight.ndim > 1:
                 shape = tuple(weight.shape)
-                chosen = tnc.Ratio(KEPT).even(shape, tnc.decompositions[method]())
+                chosen = tnc.Ratio(KEPT).fresh(shape, tnc.decompositions[method]())
                 first, *rest = random_cores(weight, chosen, seed=0)
                 entries[name] = tnc.Factorization(chosen, [first * weight.std(), *rest], shape)
     return tnc.install(model, tnc.Checkpoint(entries))

@@ -26,8 +26,9 @@ from safetensors.numpy import load
 
 import tnc
 from tnc import storage
-from tnc.data import Package, cache_folder, from_package, mnist
+from tnc.demo.data import Package, from_package, mnist
 from tnc.errors import CheckpointError, TncError
+from tnc.settings import cache_folder
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tncompress", "numpy", "torch")
@@ -60,7 +61,7 @@ def _trained() -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """LeNet-5 after `EPOCHS` passes over MNIST from seed 0, by the demo's own code."""
     import torch
 
-    from tnc.nn.lenet import BATCH, accuracy, lenet5, splits, train
+    from tnc.demo.lenet import BATCH, accuracy, lenet5, splits, train
 
     data = splits(mnist())
     torch.manual_seed(0)
@@ -181,18 +182,24 @@ def main() -> None:
     path, found = RESULTS / "real_weights.json", {}
     if (given.only or given.weight) and path.exists() and not given.quick:
         found = json.loads(path.read_text())["weights"]
+    specs = given.only or list(tnc.decompositions)
     for name in given.weight or (QUICK if given.quick else WEIGHTS):
-        specs = given.only or list(tnc.decompositions)
         rows = measure(arrays[name], specs, (0.1,) if given.quick else RATIOS)
         others = [row for row in found.get(name, {}).get("rows", ()) if row["plugin"] not in specs]
         found[name] = {"shape": arrays[name].shape, "rows": others + rows}
-        made = {"date": str(date.today()), "machine": f"{os.cpu_count()} CPU cores", "accuracy": accuracy}
-        made |= {"python": platform.python_version(), "versions": {name: version(name) for name in PACKAGES}}
-        made["weights"] = {name: found[name] for name in WEIGHTS if name in found}
-        if not given.quick:
-            path.write_text(json.dumps(made, indent=1) + "\n")
-            path.with_suffix(".md").write_text(page(made))
-    print(page(made) if given.quick else slowest(made["weights"]))
+        if not given.quick:  # after each weight: what is measured is not lost
+            told = results(found, accuracy)
+            path.write_text(json.dumps(told, indent=1) + "\n")
+            path.with_suffix(".md").write_text(page(told))
+    told = results(found, accuracy)
+    print(page(told) if given.quick else slowest(told["weights"]))
+
+
+def results(found: dict, accuracy: str) -> dict:
+    """What is measured, with the machine, the versions and the date."""
+    told = {"date": str(date.today()), "machine": f"{os.cpu_count()} CPU cores", "accuracy": accuracy}
+    told |= {"python": platform.python_version(), "versions": {name: version(name) for name in PACKAGES}}
+    return told | {"weights": {name: found[name] for name in WEIGHTS if name in found}}
 
 
 if __name__ == "__main__":

@@ -125,23 +125,33 @@ def numbers(cells: list[Cell]) -> list[str]:
     lines = ["| goal | reached |", "| --- | --- |"]
     for mode, title in MODES.items():
         here = [cell for cell in cells if cell.mode == mode]
-        within = [cell for cell in here if cell.over <= 1]
-        lines.append(f"| {title}: `auto` at most {LIMIT[mode]} × dense in every cell | {share(within, here)} |")
+        lines.append(f"| {title}: `auto` at most {LIMIT[mode]} × dense in every cell | {share(within(here), here)} |")
     light = [cell for cell in cells if cell.light]
     fast = [cell for cell in light if cell.auto <= FASTER]
     lines.append(f"| twice as fast as dense where the plan needs under a quarter of its FLOPs | {share(fast, light)} |")
-    for mode, title in MODES.items():
-        here = [cell for cell in cells if cell.mode == mode and cell.others]
-        if here:
-            mean = geometric_mean(min(cell.others.values()) for cell in here)
-            lines.append(
-                f"| {title}: {GOAL[mode]} × faster than the best other library (geometric mean) | {mean:.2f} × |"
-            )
-            ahead = [cell for cell in here if min(cell.others.values()) >= 1]
-            lines.append(f"| {title}: slower than another library in no cell | not slower in {share(ahead, here)} |")
+    for mode in MODES:
+        lines += rivals([cell for cell in cells if cell.mode == mode and cell.others], mode)
     close = [cell for cell in cells if cell.regret <= REGRET]
     lines.append(f"| `auto` within 15 % of the best execution in {WITHIN:.0%} of cells | {share(close, cells)} |")
     return lines
+
+
+def within(cells: list[Cell]) -> list[Cell]:
+    """The cells in which `auto` keeps its limit against dense."""
+    return [cell for cell in cells if cell.over <= 1]
+
+
+def rivals(cells: list[Cell], mode: str) -> list[str]:
+    """The goals beside other libraries, from the cells of one mode in which there are some."""
+    if not cells:
+        return []
+    best = [min(cell.others.values()) for cell in cells]
+    ahead = [cell for cell, ratio in zip(cells, best, strict=True) if ratio >= 1]
+    goal = f"{GOAL[mode]} × faster than the best other library (geometric mean)"
+    return [
+        f"| {MODES[mode]}: {goal} | {geometric_mean(best):.2f} × |",
+        f"| {MODES[mode]}: slower than another library in no cell | not slower in {share(ahead, cells)} |",
+    ]
 
 
 def worst(cells: list[Cell], by: Callable[[Cell], float], text: str, most: int = 12) -> list[str]:

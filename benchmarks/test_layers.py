@@ -74,7 +74,7 @@ def inference(module: nn.Module, input: Tensor) -> Callable[[], Any]:
         with torch.no_grad():
             return [module(input)]
 
-    if hasattr(module, "cores"):
+    if hasattr(module, "_tnc"):
         call()
     return call
 
@@ -133,7 +133,7 @@ def test_cell(benchmark, cell):
     agree(paired.results)
     benchmark.group = f"{cell.layer} {cell.mode}"
     benchmark.pedantic(paired.round, rounds=paired.rounds)
-    network = modules["tnc auto"].cores.network
+    network = modules["tnc auto"].tnc_weight.network
     ours = {execution: modules[f"tnc {execution}"] for execution in EXECUTIONS}
     benchmark.extra_info.update(
         cell._asdict(),
@@ -161,8 +161,7 @@ def agree(results: dict[str, Any]) -> None:
 
 def kept_bytes(module: nn.Module) -> int:
     """Bytes of the rebuilt weight that a layer keeps between calls."""
-    kept = module.cores.kept
-    if kept is None:
-        return 0
-    value = kept.value if isinstance(kept.value, Tensor) else kept.value.store
-    return value.numel() * value.element_size()
+    kept, rows = module.tnc_weight.kept, module._tnc.rows
+    held = [] if kept is None else [kept.value]
+    held += [] if rows is None or rows.store is None else [rows.store]
+    return sum(value.numel() * value.element_size() for value in held)

@@ -14,13 +14,28 @@ import pytest
 from hypothesis import settings
 
 import tnc
+from tests.pairwise import thinned
 from tnc.errors import BackendError, MissingExtraError
+from tnc.fit import alternating, trees
 
 # Plans are chosen by cost: with constants stated, not measured, every run of the tests takes the same ones.
 os.environ["TNC_COST"] = "flops=5e10,bytes=8e9,call=1e-5,item=3e-7"
 
 settings.register_profile("tnc", deadline=None, derandomize=True, database=None, max_examples=60)
 settings.load_profile("tnc")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "pairwise(why, together=2): every two values meet, no more (pairwise.py)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Before `-k` and `-m` choose: what they choose from is what the whole suite runs."""
+    items[:], gone = thinned(items)
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+
 
 PLACES = [
     *("numpy", "array_api_strict", "torch"),
@@ -37,6 +52,20 @@ def get_place(name: str) -> tnc.backends.Backend | str:
         return tnc.backends.get(name)
     except (BackendError, MissingExtraError) as error:
         return f"{name}: {error}"
+
+
+# Small weights are fitted from many starts, which takes most of a fit's time: the same road with few of them.
+FEW = {(alternating, "_STARTS"): 6, (alternating, "_FINALISTS"): 2, (trees, "_TREES"): 1}
+ALL = {(module, name): getattr(module, name) for module, name in FEW}
+for (module, name), few in FEW.items():
+    setattr(module, name, few)
+
+
+@pytest.fixture
+def all_starts(monkeypatch):
+    """As many starts as users get, for tests of where fits end."""
+    for (module, name), many in ALL.items():
+        monkeypatch.setattr(module, name, many)
 
 
 @pytest.fixture(params=PLACES)

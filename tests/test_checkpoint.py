@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import tnc
-from tnc import Checkpoint, Factorization, Network, Report, storage
+from tnc import Checkpoint, Factorization, Network, Report, files, storage
 from tnc.backends import of
 from tnc.checkpoint import load, read_weights
 from tnc.errors import CheckpointError
@@ -149,7 +149,7 @@ def test_the_file_is_readable_by_others(file):
     with safe_open(file, framework="np") as opened:
         assert sorted(opened.keys()) == ["a.cores.0", "a.cores.1", "b", *(f"c.fed.cores.{k}" for k in range(3))]
         header = json.loads(opened.metadata()["tnc"])
-    assert header["version"] == 1 and header["names"] == ["a", "b", "c.fed"]
+    assert header["version"] == 2 and header["names"] == ["a", "b", "c.fed"]
     assert header["aliases"] == {"z": "a", "y": "b"}
     assert header["weights"]["a"] == {"network": SVD.to_dict(), "shape": [5, 8], "method": "svd"}
 
@@ -170,26 +170,10 @@ def test_a_full_disk_leaves_the_old_file(checkpoint, file, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "serialize_file", full)
+    monkeypatch.setattr(files, "_flush", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         Checkpoint({"other": np.ones(3)}).save(file)
     assert file.read_bytes() == before and os.listdir(file.parent) == [file.name]
-
-
-def test_a_missing_folder(checkpoint, tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist; create it"):
-        checkpoint.save(tmp_path / "no" / "where" / "c.safetensors")
-
-
-def test_no_such_file(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no such file"):
-        tnc.load(tmp_path / "c.safetensors")
-
-
-def test_truncated(file):
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
-        load(file)
 
 
 def test_foreign(tmp_path):
@@ -213,8 +197,8 @@ def rewritten(file, change):
 
 
 def test_a_newer_version(file):
-    rewritten(file, lambda header: header.update(version=2))
-    with pytest.raises(CheckpointError, match=r"has format 2, newer than 1: upgrade tncompress"):
+    rewritten(file, lambda header: header.update(version=3))
+    with pytest.raises(CheckpointError, match=r"has format 3, newer than 2: upgrade tncompress"):
         load(file)
 
 

@@ -62,9 +62,10 @@ def test_cores_are_balanced(place, rng):
     assert norms[0] == pytest.approx(norms[1])
 
 
-def test_a_metric_needs_a_fit_of_its_own():
-    with pytest.raises(WeightError, match="matrix has no fit in an input metric; leave metric out"):
-        Matrix().fit(np.ones((6, 8)), NETWORK, metric=np.eye(8))
+def test_a_metric_is_one_for_the_shape_of_the_weight():
+    with pytest.raises(WeightError, match=r"metric of shape \(7, 7\) .* is not one for a weight of shape \(6, 8\)"):
+        Matrix().fit(np.ones((6, 8)), NETWORK, metric=np.eye(7))
+    assert len(Matrix().fit(np.ones((6, 8)), NETWORK, metric=np.eye(8))) == len(NETWORK.operands)
 
 
 def test_ranks_come_in_steps_of_one():

@@ -25,13 +25,20 @@ def test_errors_of_a_plugin_name_the_layer(rng):
         )
 
 
-def test_cores_that_are_not_finite_are_refused(rng):
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [(np.nan, "error of nan"), (np.inf, "error of "), (1e150, "error of 9.9"), (-1.0, "error of 2,")],
+)
+def test_fits_no_better_than_zeros_are_not_taken(scale, says, rng):
     class Broken(SVD):
         def fit(self, x, network, *, seed=0, metric=None):
-            return [core * np.nan for core in super().fit(x, network)]
+            return [core * scale if k else core for k, core in enumerate(super().fit(x, network))]
 
-    with pytest.raises(WeightError, match="w: broken returned cores that are not finite"):
-        compress_weights({"w": rng.standard_normal((6, 8))}, Broken(), rank=2)
+    weight = rng.standard_normal((6, 2)) @ rng.standard_normal((2, 8)) + 0.1 * rng.standard_normal((6, 8))
+    checkpoint = compress_weights({"w": weight}, Broken(), rank=2)
+    row = checkpoint.report.rows[0]
+    assert row.method == "dense" and row.after == 48 and checkpoint["w"] is weight
+    assert says in row.note and "no better than a weight of zeros" in row.note
 
 
 def test_cores_of_another_shape_are_refused(rng):
@@ -43,7 +50,7 @@ def test_cores_of_another_shape_are_refused(rng):
         compress_weights({"w": rng.standard_normal((6, 8))}, Broken(), rank=2)
 
 
-def test_half_precision_that_overflows_is_refused():
+def test_half_precision_that_overflows_is_not_taken():
     # The weight is finite in float16, its scaled cores need not be.
     class Loud(SVD):
         def fit(self, x, network, *, seed=0, metric=None):
@@ -51,5 +58,5 @@ def test_half_precision_that_overflows_is_refused():
             return [left * 1e6, right / 1e6]
 
     weight = torch.full((6, 8), 100.0, dtype=torch.float16)
-    with pytest.raises(WeightError, match="w: loud returned cores that are not finite"):
-        compress_weights({"w": weight}, Loud(), rank=1)
+    row = compress_weights({"w": weight}, Loud(), rank=1).report.rows[0]
+    assert row.method == "dense" and "loud ends at an error of inf" in row.note

@@ -201,6 +201,37 @@ def test_the_bond_of_a_feed_is_what_the_feed_rebuilds():
     assert network.clipped() == network  # r0 = 2 would no longer fit the feed's 4 x 30 entries
 
 
+def test_a_bond_of_a_feed_and_two_cores_is_not_clipped():
+    feed = Feed(Network("a b, b c -> a c", {"a": 3, "b": 2, "c": 5}))
+    network = Network("m r, n r, k r -> m n k", {"m": 3, "n": 2, "k": 2, "r": 5}, feed)
+    assert network.clipped() == network
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Network(3, {}), "not int and dict"),
+        (lambda: Network(None, {}), "not NoneType and dict"),
+        (lambda: Network(["m -> m"], {"m": 2}), "not list and dict"),
+        (lambda: Network("m -> m", [2]), "not str and list"),
+        (lambda: Network("m -> m", {"m": True}), "index 'm' of pattern 'm -> m' has size True"),
+        (lambda: Network("m -> m", {"m": 2**63}), "more than an array can have"),
+        (lambda: Network("m -> m", {"m": 2}, "relu"), "a Feed or None is needed"),
+        (lambda: Feed("m -> m"), "not str and str"),
+        (lambda: Feed(MPO, ["relu"]), "not Network and list"),
+        (lambda: Network.from_dict([]), "a mapping with pattern, sizes is needed"),
+        (lambda: Network.from_dict({"pattern": "m -> m"}), "a network has no 'sizes'"),
+        (lambda: Network.from_dict({"pattern": "m -> m", "sizes": {"m": 2}, "fed": None}), "'fed' that is not known"),
+        (lambda: Network.from_dict({"pattern": "m -> m", "sizes": {"m": 2}, "feed": {}}), "a feed has no 'network'"),
+        (lambda: Network.from_json("{"), "is not a network as JSON"),
+    ],
+)
+def test_values_of_the_wrong_type(make, words):
+    with pytest.raises(PatternError, match=r".") as caught:
+        make()
+    assert words in str(caught.value)
+
+
 def test_of_rank():
     sizes = {"m0": 4, "n0": 7, "m1": 5, "n1": 2}
     pattern = "m0 n0 r1, r1 m1 n1 -> (m0 m1) (n0 n1)"

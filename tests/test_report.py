@@ -9,13 +9,28 @@ import pytest
 
 from tnc import Report
 from tnc.errors import MissingExtraError
-from tnc.report import Row
+from tnc.report import Candidate, Row
 
 ROWS = [
     Row("layer.0.weight", "mpo(order=4)", (40, 50), (4, 8, 4), 2000, 300, 412, 0.125, 1.5),
     Row("layer.1.weight", "dense", (2, 3), (), 6, 6, 6, 0.0, 0.01, "rank 1 of svd already keeps 5 of 6"),
     Row("head.weight", "tied", (40, 50), note="tied to layer.0.weight"),
 ]
+
+CALIBRATED = [
+    Row(
+        "a", "cp", (4, 5), (1,), 20, 9, 9, 0.5, output_error=0.25, predicted=0.0625, itemsize=4, operations_before=200,
+        operations_after=90,
+        candidates=(Candidate("svd", 9, 0.07), Candidate("cp", 9, 0.0625), Candidate("tt", 30, None)),
+    ),
+    Row("b", "dense", (2, 2), (), 4, 4, 4, note="too small", itemsize=2, operations_before=4, operations_after=4),
+]  # fmt: skip
+
+FACTS = {
+    "samples": 384, "held_out": 128, "distance": 0.061, "objective": "fisher", "shift": False, "recalibrated": False,
+    "distances": {"output": 0.118, "fisher": 0.061, "shift": 0.068, "recalibrated": 0.149}, "biases": 3,
+    "seconds": {"statistics": 1.5}, "of": None,
+}  # fmt: skip
 
 
 def test_totals():
@@ -65,6 +80,36 @@ def test_json_there_and_back():
     data = json.loads(report.to_json())
     assert data["rows"][0]["ranks"] == [4, 8, 4] and data["rows"][1]["note"] == ROWS[1].note
     assert Report.from_json(Report([]).to_json()).rows == ()
+
+
+def test_totals_in_bytes_and_operations():
+    report = Report(CALIBRATED)
+    assert report.bytes == (88, 44) and report.operations == (204, 94)
+    assert Report(ROWS).bytes is None and Report(ROWS).operations is None  # nobody knows
+    assert Report([CALIBRATED[0], ROWS[2]]).bytes == (80, 36)  # a tied name has no size of its own
+    assert Report([CALIBRATED[0], ROWS[1]]).operations == (200, 90)
+
+
+def test_json_with_everything():
+    report = Report(CALIBRATED, calibration=FACTS)
+    again = Report.from_json(report.to_json())
+    assert again.rows == report.rows and again.calibration == FACTS
+    assert isinstance(again.rows[0].candidates[0], Candidate)
+    assert again.to_dict() == report.to_dict() and json.loads(report.to_json())["rows"][0]["output_error"] == 0.25
+    assert "calibration" not in Report(ROWS).to_dict()
+    again.calibration["samples"] = 7
+    assert report.calibration["samples"] == 384  # it is a copy
+
+
+def test_older_json_has_fewer_members():
+    old = {"total": 4, "rows": [{"name": "w", "method": "dense", "shape": [2, 2], "before": 4, "after": 4}]}
+    report = Report.from_json(json.dumps(old))
+    assert report.rows[0] == Row("w", "dense", (2, 2), before=4, after=4) and report.calibration == {}
+
+
+def test_a_report_keeps_its_calibration():
+    report = Report(ROWS).calibrated(FACTS)
+    assert report.rows == tuple(ROWS) and report.keeping({}).calibration == FACTS
 
 
 @pytest.mark.parametrize("rows", [ROWS, [], ROWS[:1]], ids=len)

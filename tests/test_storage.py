@@ -92,6 +92,11 @@ def test_bfloat16_there_and_back(tmp_path, rng):
     assert np.array_equal(again["x"], arrays["x"])
 
 
+def test_every_bfloat16_keeps_its_bits():
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    assert np.array_equal(storage.bfloat16(storage.widen(bits)), bits)
+
+
 def test_bfloat16_is_that_of_torch(tmp_path, rng):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch

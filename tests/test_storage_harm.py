@@ -12,7 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from tnc import storage
+from tnc import files, storage
 from tnc.errors import CheckpointError
 
 NONE: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ def test_a_new_file_replaces_the_old(old):
     assert os.listdir(old.parent) == [old.name] and set(storage.read(old)[0]) == {"y"}
 
 
-@pytest.mark.parametrize("step", ["serialize_file", "_flush", "_mode"])
+@pytest.mark.parametrize("step", ["_writer", "_flush", "_mode"])
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()], ids=repr
 )
@@ -44,7 +44,7 @@ def test_a_failure_at_any_step_leaves_the_old_file(step, error, old, monkeypatch
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(storage, step, fail)
+    monkeypatch.setattr(files, step, fail)
     expected = CheckpointError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected) as caught:
         storage.write(old, {"y": np.ones(1)}, {}, NONE)
@@ -55,15 +55,14 @@ def test_a_failure_at_any_step_leaves_the_old_file(step, error, old, monkeypatch
 
 
 def test_a_full_disk_in_the_middle_of_the_file(old, monkeypatch):
-    whole = storage.serialize_file
+    def half(file):
+        def write(data):
+            file.write(memoryview(data)[:20])
+            raise OSError(28, "No space left on device")
 
-    def half(entries, path, header):
-        whole(entries, path, header)
-        with open(path, "rb+") as file:
-            file.truncate(20)
-        raise OSError(28, "No space left on device")
+        return write
 
-    monkeypatch.setattr(storage, "serialize_file", half)
+    monkeypatch.setattr(files, "_writer", half)
     with pytest.raises(CheckpointError, match="No space left"):
         storage.write(old, {"y": np.ones(1000)}, {}, NONE)
     assert unharmed(old)
@@ -86,20 +85,20 @@ def test_a_kill_while_saving(moment, old):
     code = f"""
     import os, signal, sys
     import numpy as np
-    from tnc import storage
-    whole = storage.serialize_file
-    def kill(entries, path, header):
-        if {moment!r} == "after":
-            whole(entries, path, header)
+    from tnc import files, storage
+    def kill(*args):
         os.kill(os.getpid(), signal.SIGKILL)
-    storage.serialize_file = kill
+    if {moment!r} == "before":
+        files._writer = lambda file: lambda data: (file.write(data[:20]), kill())
+    else:
+        os.replace = kill
     storage.write(sys.argv[1], {{"y": np.ones(1000)}}, {{}}, frozenset())
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(old)], check=False)
     assert done.returncode == -9
     assert storage.read(old)[1] == {"age": "old"}
     left = [name for name in os.listdir(old.parent) if name != old.name]
-    assert len(left) == 1 and left[0].startswith(".x.safetensors.") and left[0].endswith(".part")
+    assert len(left) == 1 and left[0].startswith(".tnc-") and left[0].endswith(".part")
 
 
 def test_bytes_are_on_the_disk_before_the_name_changes(old, monkeypatch):

@@ -264,3 +264,35 @@ def test_any_library_of_the_standard(rng):
         entry = compress_weights({"w": x}, name, rank=2)["w"]
         assert isinstance(entry, Factorization) and isinstance(entry.network, Network)
         assert type(entry.dense()) is type(x)
+
+
+# ------------------------------------------------------------------ only predicted
+
+
+@pytest.mark.parametrize("rank", [3, 0.5, "tolerance:0.7", "budget:0.5"])
+def test_a_dry_run_foresees_the_rows(rng, rank):
+    weights = model(rng)
+    predicted = compress_weights(weights, "svd", rank=rank, dry_run=True)
+    foreseen = predicted.report
+    report = compress_weights(weights, "svd", rank=rank).report
+    assert not predicted.factorized and foreseen.total == report.total
+    for row, done in zip(foreseen.rows, report.rows, strict=True):
+        assert (row.name, row.method, row.ranks, row.after) == (done.name, done.method, done.ranks, done.after)
+        assert row.method == "dense" or (row.error is None and row.predicted == pytest.approx(done.error**2))
+
+
+def test_a_dry_run_of_ties_and_of_errors(rng):
+    weight = rng.standard_normal((8, 9))
+    foreseen = compress_weights({"a": weight, "b": weight}, "svd", rank=2, dry_run=True).report
+    assert [row.method for row in foreseen.rows] == ["svd", "tied"]
+    with pytest.raises(MatchError, match="matches no weight"):
+        compress_weights({"a": weight}, [Rule("b", "svd", 2)], dry_run=True)
+
+
+def test_a_dry_run_does_not_fit(rng):
+    class Never(SVD):
+        def fit(self, x, network, *, seed=0, metric=None):
+            raise AssertionError("a dry run fits nothing")
+
+    rows = compress_weights({"a": rng.standard_normal((8, 9))}, Never(), rank=0.5, dry_run=True).report.rows
+    assert rows[0].method == "never" and 0 < rows[0].predicted < 1

@@ -8,12 +8,14 @@ from typing import Any
 from tnc.checkpoint import Checkpoint, load
 from tnc.decomposition import Decomposition, Factorization
 from tnc.network import Network
-from tnc.ranks import Budget, Fixed, Ratio, Tolerance
+from tnc.ranks.budget import Budget
+from tnc.ranks.policies import Fixed, Ratio, Tolerance
 from tnc.registry import decompositions
 from tnc.report import Report
+from tnc.rules import Rule
 from tnc.settings import set_backend as set_backend
 from tnc.settings import use_backend
-from tnc.weights import Rule, compress_weights
+from tnc.weights import compress_weights
 
 __version__ = "0.1.0"
 
@@ -36,7 +38,7 @@ __all__ = [
     "use_backend",
 ]
 
-_LAZY = {"compress": "tnc.nn", "install": "tnc.nn"}
+_LAZY = {"compress": "tnc.nn", "install": "tnc.nn", "sensitivity": "tnc.nn"}
 _MODULES = ("backends", "errors", "nn", "testing")
 
 

@@ -1,7 +1,7 @@
-"""Errors of `tnc`: each says what was asked, what exists and what to do.
+"""Errors of `tnc`. Each message says what was asked for, what exists and what to do.
 
-Every error derives from `TncError` and from the built-in class a caller would expect
-(`ValueError`, `KeyError`, ...), so that ``except ValueError`` keeps working.
+Every error derives from `TncError` and from the built-in class that a caller would expect (`ValueError`, `KeyError`,
+...). So ``except ValueError`` works, too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "DataError",
     "MatchError",
     "MissingExtraError",
     "PatternError",
@@ -27,7 +28,7 @@ __all__ = [
 class TncError(Exception):
     """Base class of all errors raised by `tnc`."""
 
-    def __str__(self) -> str:  # KeyError would print the repr of its message
+    def __str__(self) -> str:  # KeyError would print its message in quotes
         return " ".join(str(arg) for arg in self.args)
 
 
@@ -40,11 +41,11 @@ class RankError(TncError, ValueError):
 
 
 class PromiseError(RankError):
-    """No rank keeps the policy's promise for this weight: it stays dense."""
+    """No rank can meet the requirement of the policy for this weight. The weight stays dense."""
 
 
 class WeightError(TncError, ValueError):
-    """A weight cannot be factorized: dtype, non-finite entries, meta device, shape."""
+    """A weight cannot be factorized: its dtype, its shape, non-finite entries, or the meta device."""
 
 
 class MatchError(TncError, LookupError):
@@ -52,11 +53,11 @@ class MatchError(TncError, LookupError):
 
 
 class UnknownNameError(TncError, KeyError):
-    """No plugin or backend of that name is installed."""
+    """No plugin or backend of this name is installed."""
 
 
 class PluginError(TncError, ImportError):
-    """A plugin clashes with another, does not import or is of the wrong type."""
+    """A plugin has the name of another one, does not import, or is of the wrong type."""
 
 
 class BackendError(TncError, RuntimeError):
@@ -68,17 +69,26 @@ class MissingExtraError(TncError, ImportError):
 
 
 class CheckpointError(TncError, ValueError):
-    """A checkpoint is truncated, foreign, or made for another architecture."""
+    """A checkpoint is truncated, damaged, of another format, or made for another architecture."""
+
+
+class DataError(TncError, ValueError):
+    """Calibration data cannot be used, or statistics are of another model."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the known name nearest to `name`, or an empty string."""
+    """``" Did you mean 'x'?"`` with the known name that is most similar to `name`; an empty string if none is."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def printable(words: str) -> str:
+    """The text, with an escape for each character that a terminal would not print, such as control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """Names for a message, shortened to the first `most`."""
+    """Names for a message: the first `most`, and how many there are."""
     names = list(names)
-    shown = ", ".join(names[:most]) or "none"
+    shown = ", ".join(map(printable, names[:most])) or "none"
     return shown + (f", ... ({len(names)} in all)" if len(names) > most else "")

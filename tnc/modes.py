@@ -1,4 +1,4 @@
-"""How a weight's axes become modes: which axis is what, balanced factors of a length, names for both."""
+"""Modes: the axes of a weight, split into named factors of about equal size."""
 
 from __future__ import annotations
 
@@ -8,37 +8,13 @@ from math import prod
 from typing import NamedTuple
 
 from tnc.errors import WeightError
+from tnc.roles import Roles, roles
 from tnc.typing import Shape
 
 __all__ = ["Modes", "Roles", "balanced", "modes", "roles"]
 
-# A three-way weight whose last axis is longer than this is a stack of matrices (experts), not a kernel.
-_LONGEST_KERNEL = 32
 _OVERSHOOT = 0.05
-
-
-class Roles(NamedTuple):
-    """Axes of a weight by what they do."""
-
-    stack: tuple[int, ...]
-    rows: int
-    columns: int
-    kernel: tuple[int, ...]
-
-
-def roles(shape: Shape) -> Roles:
-    """Rows, columns and kernel axes of a weight: ``(out, in)``, ``(out, in, *kernel)`` or ``(stack, out, in)``.
-
-    Raises
-    ------
-    WeightError
-        The weight has fewer than two axes.
-    """
-    if len(shape) < 2:
-        raise WeightError(f"a weight of shape {tuple(shape)} has fewer than two axes: nothing to factorize")
-    if len(shape) == 3 and shape[2] > _LONGEST_KERNEL:
-        return Roles((0,), 1, 2, ())
-    return Roles((), 0, 1, tuple(range(2, len(shape))))
+"""Largest padding of an axis, as a share of its length."""
 
 
 class Modes(NamedTuple):
@@ -63,9 +39,9 @@ class Modes(NamedTuple):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Modes in the order of a chain: stack, rows, the whole kernel as one mode, columns.
+        """The modes in the order of a chain: stack, rows, the whole kernel as one mode, columns.
 
-        A kernel of size 1 joins the first column: it needs no core of its own.
+        A kernel of size 1 is joined with the first column mode, because it needs no core.
         """
         columns, kernel = list(self.columns), " ".join(self.kernel)
         if kernel and prod(self.sizes[k] for k in self.kernel) == 1:
@@ -76,12 +52,25 @@ class Modes(NamedTuple):
 def modes(
     shape: Shape, order: int = 1, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
 ) -> Modes:
-    """Factorize rows and columns of a weight into modes, by `balanced` unless the factors are given.
+    """Split the rows and columns of a weight into modes.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the weight; see `tnc.roles.roles`.
+    order : int
+        Number of factors of the rows, and of the columns; they are chosen by `balanced`.
+    rows, columns : sequence of int, optional
+        The factors themselves, in place of `order`. Their product must be at least the length of the axis.
+
+    Returns
+    -------
+    Modes
 
     Raises
     ------
     WeightError
-        The order is below 1, or the given factors cannot hold the weight.
+        The order is below 1, or the product of the given factors is too small.
     """
     role = roles(shape)
     if order < 1:
@@ -104,10 +93,10 @@ def modes(
 
 @lru_cache(maxsize=4096)
 def balanced(length: int, order: int) -> tuple[int, ...]:
-    """`order` factors of about equal size, the largest at the ends, their product at least `length`.
+    """`order` factors of about equal size, the largest ones at the ends. Their product is at least `length`.
 
-    The product is `length` itself unless that forces a factor far above the others (a large prime); then the
-    length is overshot by at most 5 %, to the nearest product whose factors are balanced.
+    The product is `length` itself, unless one factor would be much larger than the others (a large prime). Then it is
+    the nearest larger product with balanced factors, at most 5 % above `length`.
 
     Examples
     --------
@@ -120,32 +109,33 @@ def balanced(length: int, order: int) -> tuple[int, ...]:
         return _ends_first(exact)
     for limit in (1.3, 1.6, 2.0):
         for longer in range(length + 1, int(length * (1 + _OVERSHOOT)) + 1):
-            found = _factors(longer, order)
-            if found[0] <= limit * ideal:
-                return _ends_first(found)
+            factors = _factors(longer, order)
+            if factors[0] <= limit * ideal:
+                return _ends_first(factors)
     return _ends_first(exact)
 
 
 def _factors(length: int, order: int) -> list[int]:
-    """Factors of `length`, largest first: each prime goes to the smallest product so far."""
-    found = [1] * order
+    """Factors of `length`, the largest first. Each prime multiplies the factor that is smallest at that moment."""
+    factors = [1] * order
     for prime in sorted(_primes(length), reverse=True):
-        found[found.index(min(found))] *= prime
-    return sorted(found, reverse=True)
+        factors[factors.index(min(factors))] *= prime
+    return sorted(factors, reverse=True)
 
 
 def _primes(n: int) -> list[int]:
-    found, p = [], 2
+    """The prime factors of a number, in ascending order."""
+    primes, p = [], 2
     while p * p <= n:
         while n % p == 0:
-            found.append(p)
+            primes.append(p)
             n //= p
         p += 1
-    return found + [n] * (n > 1)
+    return primes + [n] * (n > 1)
 
 
 def _ends_first(factors: list[int]) -> tuple[int, ...]:
-    """Largest factors outside: an end core costs one bond, an inner core two."""
+    """The factors with the largest at the ends: a core at an end has one bond, an inner core has two."""
     front, back = factors[0::2], factors[1::2]
     result = tuple(front + back[::-1])
     assert prod(result) == prod(factors)

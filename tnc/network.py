@@ -1,8 +1,8 @@
-"""A decomposition is a topology, and a topology is data: the `Network`.
+"""The topology of a decomposition as data: the `Network`.
 
-A pattern lists cores by their indices, then the axes of the weight, ``(a b)`` meaning merged in
-row-major order: ``"m0 n0 r1, r1 m1 n1 -> (m0 m1) (n0 n1)"`` is a matrix product operator of two cores.
-Only the standard library is used here: numbers live elsewhere.
+A pattern lists the indices of every core, then the axes of the weight. ``(a b)`` is one axis, of two indices merged in
+row-major order. For example, ``"m0 n0 r1, r1 m1 n1 -> (m0 m1) (n0 n1)"`` is a matrix product operator of two cores.
+This module holds no arrays, and uses the standard library only.
 """
 
 from __future__ import annotations
@@ -12,94 +12,75 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import chain
 from math import prod
 from numbers import Integral
+from reprlib import repr as shortly
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
+from tnc import claims
 from tnc.errors import PatternError, RankError
+from tnc.patterns import MOST_AXES, MOST_CORES, Indices, checked_sizes, parse
 
-__all__ = ["Feed", "Network"]
+__all__ = ["MOST_AXES", "MOST_CORES", "MOST_FEEDS", "Feed", "Network"]
 
-_INDEX = re.compile(r"[A-Za-z]\w*|\*")
-
-Indices: TypeAlias = tuple[str, ...]
-
-
-def _fail(index: str, pattern: str, why: str) -> NoReturn:
-    raise PatternError(f"index {index!r} of pattern {pattern!r} {why}")
-
-
-@lru_cache(maxsize=4096)
-def _parse(pattern: str) -> tuple[str, tuple[Indices, ...], tuple[Indices, ...]]:
-    """The pattern as it is printed, its cores and its axes."""
-    left, arrow, right = pattern.partition("->")
-    if not arrow:
-        raise PatternError(f"pattern {pattern!r} has no '->': write 'cores -> axes'")
-    if re.search(r"[()]", re.sub(r"\([^()]*\)", "", right)):
-        raise PatternError(f"pattern {pattern!r} has unbalanced or nested parentheses")
-    operands = tuple(tuple(core.split()) for core in left.split(","))
-    if not all(operands):
-        raise PatternError(f"pattern {pattern!r} has an empty core: write its indices between the commas")
-    axes = tuple(tuple(g.strip("()").split()) for g in re.findall(r"\([^()]*\)|[^\s()]+", right))
-    written = ", ".join(map(" ".join, operands)) + " -> "
-    written += " ".join(a[0] if len(a) == 1 else f"({' '.join(a)})" for a in axes)
-    outer = [name for axis in axes for name in axis]
-    for name in dict.fromkeys([*sum(operands, ()), *outer]):
-        if not _INDEX.fullmatch(name):
-            _fail(name, written, "is not a name: letters, digits and '_', or '*'")
-        if outer.count(name) > 1:
-            _fail(name, written, "stands twice on the right")
-        if any(core.count(name) > 1 for core in operands):
-            _fail(name, written, "stands twice in one core: traces inside a core are not supported")
-        homes = sum(name in core for core in operands)
-        if homes == 0:
-            _fail(name, written, "stands on the right but in no core")
-        if homes == 1 and name not in outer:
-            _fail(name, written, "stands in one core only and not on the right: nothing to contract it with")
-    return written, operands, axes
+MOST_FEEDS = 64
+"""Largest number of networks that feed one another."""
 
 
 @dataclass(frozen=True)
 class Feed:
-    """An activated network whose rebuilt tensor is the first operand of another one (ADTN).
+    """A network and an activation: the activated tensor is the first operand of another network (ADTN).
 
-    A smaller tensor is zero-padded in row-major order, as by a constant vector ``[1, 0, ...]`` on a leading index.
+    If that operand has more entries, the tensor is padded with zeros in row-major order. This is the same as a constant
+    vector ``[1, 0, ...]`` on a leading index.
 
     Parameters
     ----------
     network : Network
         The inner network.
     activation : str
-        Elementwise function between the two: a key of `tnc.contract.ACTIVATIONS`.
+        Elementwise function between the two: a key of `tnc.contract.recipes.ACTIVATIONS`.
+
+    Raises
+    ------
+    PatternError
+        `network` is not a `Network`, or `activation` not a string.
     """
 
     network: Network
     activation: str = "relu"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, Network) or not isinstance(self.activation, str):
+            kinds = type(self.network).__name__, type(self.activation).__name__
+            raise PatternError(f"a feed is a Network and the name of an activation, not {kinds[0]} and {kinds[1]}")
+
 
 @dataclass(frozen=True, eq=True)
 class Network:
-    """A tensor network: which index of which core meets which, and how large each is.
+    """A tensor network: the indices of every core, and the size of every index.
 
     Parameters
     ----------
     pattern : str
-        Cores as space-separated index names, separated by commas; after ``->`` the weight's axes.
-        By convention ``m*`` are rows (out), ``n*`` columns (in), ``k*`` kernel, ``r*`` bonds, ``t*``
-        pass-through, ``*`` a batch. An index of one core that also stands on the right passes through;
-        one in three or more cores is a hyperedge.
+        Cores, separated by commas, each a list of index names separated by spaces. The axes of the weight follow after
+        ``->``. By convention ``m*`` are rows (out), ``n*`` columns (in), ``k*`` kernel, ``r*`` bonds, ``t*``
+        pass-through, ``*`` a batch. An index of one core that also stands on the right passes through. An index of
+        three or more cores is a hyperedge.
     sizes : mapping of str to int
-        Size of every index, at least 1. The product over an axis may overshoot the weight's axis.
+        Size of every index, at least 1. The product over an axis may be larger than the axis of the weight.
     feed : Feed, optional
-        The first operand is not a core but the activated tensor of `feed`.
+        The first operand is then not a core, but the activated tensor of `feed`.
 
     Raises
     ------
     PatternError
-        The pattern does not parse, an index has no size, stands twice in a core, stands in a single core
-        and not on the right, or stands on the right and in no core.
+        The pattern does not parse. Or an index has no size, stands twice in a core, stands in a single core and not on
+        the right, or stands on the right and in no core. Or there are more cores, axes or feeds, or larger sizes, than
+        this library or an array can handle.
     """
 
     pattern: str
@@ -107,21 +88,27 @@ class Network:
     feed: Feed | None = None
 
     def __post_init__(self) -> None:
-        pattern, operands, axes = _parse(self.pattern)
-        names = dict.fromkeys(name for core in operands for name in core)
-        for name in [*names, *self.sizes]:
-            if name not in self.sizes:
-                _fail(name, pattern, f"has no size; sizes given: {dict(self.sizes)}")
-            if name not in names:
-                _fail(name, pattern, "has a size but does not stand in the pattern")
-            if not isinstance(size := self.sizes[name], Integral) or size < 1:
-                _fail(name, pattern, f"has size {size!r}: a whole number of at least 1 is needed")
-        first = [int(self.sizes[name]) for name in operands[0]]
-        if self.feed is not None and prod(fed := self.feed.network.shape) > prod(first):
-            raise PatternError(f"the feed rebuilds {fed}, but the first operand of {pattern!r} has sizes {first}")
-        sizes = MappingProxyType({name: int(self.sizes[name]) for name in names})
-        for attribute, value in (("pattern", pattern), ("operands", operands), ("axes", axes), ("sizes", sizes)):
+        if not isinstance(self.pattern, str) or not isinstance(self.sizes, Mapping):
+            kinds = type(self.pattern).__name__, type(self.sizes).__name__
+            raise PatternError(f"a network is a pattern and a mapping of sizes, not {kinds[0]} and {kinds[1]}")
+        pattern, operands, axes = parse(self.pattern)
+        sizes = checked_sizes(pattern, dict.fromkeys(chain.from_iterable(operands)), self.sizes)
+        self._check_feed(pattern, [sizes[name] for name in operands[0]])
+        normal = {"pattern": pattern, "operands": operands, "axes": axes, "sizes": MappingProxyType(sizes)}
+        for attribute, value in normal.items():
             object.__setattr__(self, attribute, value)
+        for derived in ("outer", "bonds", "core_shapes", "shape", "n_params"):
+            getattr(self, derived)  # fill the cache now: torch.compile cannot trace the first access
+
+    def _check_feed(self, pattern: str, first: list[int]) -> None:
+        if self.feed is None:
+            return
+        if not isinstance(self.feed, Feed):
+            raise PatternError(f"the feed of {pattern!r} is {type(self.feed).__name__}: a Feed or None is needed")
+        if prod(fed := self.feed.network.shape) > prod(first):
+            raise PatternError(f"the feed rebuilds {fed}, but the first operand of {pattern!r} has sizes {first}")
+        if len(self.levels) > MOST_FEEDS:
+            raise PatternError(f"more than {MOST_FEEDS} networks feed one another, the last of them {pattern!r}")
 
     operands: tuple[Indices, ...] = field(init=False, repr=False, compare=False)
     axes: tuple[Indices, ...] = field(init=False, repr=False, compare=False)
@@ -137,6 +124,14 @@ class Network:
         return f"Network({self.pattern!r}, {dict(self.sizes)}{feed})"
 
     # ---------------------------------------------------------------- derived
+
+    @property
+    def levels(self) -> list[Network]:
+        """The network itself, the network of its feed, the network of that one's feed, and so on."""
+        levels = [self]
+        while (feed := levels[-1].feed) is not None:
+            levels.append(feed.network)
+        return levels
 
     @cached_property
     def outer(self) -> tuple[str, ...]:
@@ -166,7 +161,7 @@ class Network:
         return tuple(prod(self.sizes[name] for name in axis) for axis in self.axes)
 
     def holds(self, shape: Sequence[int]) -> bool:
-        """Whether a weight of this shape fits into `shape`, padded where it is shorter."""
+        """Whether a weight of this shape fits into the shape of the network, with padding if it is smaller."""
         return len(shape) == len(self.shape) and all(n <= room for n, room in zip(shape, self.shape, strict=True))
 
     @cached_property
@@ -176,10 +171,10 @@ class Network:
 
     @cached_property
     def flops(self) -> int:
-        """FLOPs to apply the network to one input, absorbing cores in the given or in the reverse order.
+        """FLOPs to apply the network to one input: the cores are contracted with it one by one.
 
-        A multiplication and an addition count as two. Where the network has a feed, the weight is rebuilt
-        first. The planner (`tnc.contract`) often finds better orders.
+        The cheaper of two orders counts: as written, or reversed. A multiplication and an addition are two FLOPs. A
+        network with a feed rebuilds the weight first. The planner (`tnc.contract`) often finds better orders.
         """
         columns = self.outer[len(self.axes[0]) if self.axes else 0 :]
         if self.feed is not None:
@@ -188,37 +183,45 @@ class Network:
 
     @property
     def _rebuild(self) -> int:
+        """FLOPs to rebuild the weight, feeds included."""
         return self._absorb((), self.operands) + (self.feed.network._rebuild if self.feed else 0)
 
     def _absorb(self, start: Sequence[str], cores: Sequence[Sequence[str]]) -> int:
-        held, total = list(start), 0
-        kept = set(self.outer) - set(start)
+        """FLOPs to contract a tensor with the indices `start` with the cores, one by one."""
+        indices, total = list(start), 0  # of the tensor so far
+        results = set(self.outer) - set(start)
         for position, core in enumerate(cores):
-            union = dict.fromkeys([*held, *core])
+            union = dict.fromkeys([*indices, *core])
             total += 2 * prod(self.sizes[name] for name in union)
-            later = kept.union(*cores[position + 1 :])
-            held = [name for name in union if name in later]
+            later = results.union(*cores[position + 1 :])
+            indices = [name for name in union if name in later]
         return total
 
     @cached_property
     def is_tree(self) -> bool:
-        """Whether every bond joins exactly two cores, without cycles: the networks that close a fit."""
-        if self.feed is not None or len(self.outer) != sum(len(set(c) & set(self.outer)) for c in self.operands):
+        """Whether every bond joins exactly two cores, without cycles: truncated SVDs can then fit the cores."""
+        if self.feed is not None or self._repeats_outer:
             return False
-        edges = [[k for k, core in enumerate(self.operands) if bond in core] for bond in self.bonds]
-        if any(len(edge) != 2 for edge in edges) or len(edges) != len(self.operands) - 1:
+        edges = [sum(bond in core for core in self.operands) for bond in self.bonds]
+        if any(ends != 2 for ends in edges) or len(edges) != len(self.operands) - 1:
             return False
         return len(self._reach(0)) == len(self.operands)
 
+    @property
+    def _repeats_outer(self) -> bool:
+        """Whether an outer index stands in several cores."""
+        outer = set(self.outer)
+        return sum(len(outer & set(core)) for core in self.operands) != len(outer)
+
     def _reach(self, start: int, without: str | None = None) -> set[int]:
-        """Cores reached from core `start` when the bond `without` is cut."""
-        seen, front = {start}, [start]
+        """Numbers of the cores that bonds connect to core `start`, when the bond `without` is cut."""
+        reached, front = {start}, [start]
         while front:
-            names = set(self.operands[front.pop()]) - {without} - set(self.outer)
-            new = {k for k, core in enumerate(self.operands) if names & set(core)} - seen
-            seen |= new
+            bonds = set(self.operands[front.pop()]) - {without} - set(self.outer)
+            new = {k for k, core in enumerate(self.operands) if bonds & set(core)} - reached
+            reached |= new
             front += sorted(new)
-        return seen
+        return reached
 
     def side(self, bond: str) -> tuple[str, ...]:
         """Outer indices on the first core's side of `bond` in a tree, in the weight's order."""
@@ -233,31 +236,44 @@ class Network:
         return Network(self.pattern, {**self.sizes, **sizes}, self.feed)
 
     def clipped(self) -> Network:
-        """No bond larger than it can use: at most the product of the other indices of either core.
+        """A copy without bonds that are larger than useful: at most the product of the other indices of either core.
 
-        Hyperedges are left alone (a CP rank may exceed every mode).
+        Hyperedges stay as they are (a CP rank may exceed every mode), and so do bonds to the tensor of a feed.
         """
-        sizes, cores = dict(self.sizes), self.operands[1:] if self.feed else self.operands
-        homes = {bond: [set(core) for core in cores if bond in core] for bond in self.bonds}
-        for _ in cores:  # a bound travels one core per sweep
-            for bond, ends in homes.items():
-                if len(ends) == 2:
-                    shared = ends[0] & ends[1]
-                    sizes[bond] = min(sizes[bond], *(prod(sizes[i] for i in end - shared) for end in ends))
+        sizes, fed = dict(self.sizes), self.operands[0] if self.feed else ()
+        bonds = [bond for bond in self.bonds if bond not in fed]
+        ends = {bond: [set(core) for core in self.operands if bond in core] for bond in bonds}
+        pairs = {bond: cores for bond, cores in ends.items() if len(cores) == 2}
+        for _ in self.operands:  # a bound moves on by one core in each round
+            for bond, (first, second) in pairs.items():
+                for rest in (first - second, second - first):
+                    sizes[bond] = min(sizes[bond], prod(sizes[i] for i in rest))
         return Network(self.pattern, sizes, self.feed)
 
     @classmethod
     def of_rank(cls, pattern: str, sizes: Mapping[str, int], rank: int | Sequence[int]) -> Network:
-        """A network whose bonds not in `sizes` have the given rank: one for all, or one per such bond.
+        """A network whose remaining bonds have the given rank.
+
+        Parameters
+        ----------
+        pattern : str
+            As in `Network`.
+        sizes : mapping of str to int
+            Sizes of all outer indices, and of the bonds that `rank` is not for.
+        rank : int or sequence of int
+            One rank for all bonds that are not in `sizes`, or one rank for each, in order of appearance.
 
         Raises
         ------
         RankError
-            A rank is not a whole number of at least 1, or their number is not that of the bonds.
+            A rank is not a whole number of at least 1, or there are more or fewer ranks than bonds.
+        PatternError
+            As in `Network`.
         """
         left, _, right = pattern.partition("->")
         outer = set(re.sub(r"[()]", " ", right).split())
-        bonds = [b for b in dict.fromkeys(left.replace(",", " ").split()) if b not in outer and b not in sizes]
+        names = dict.fromkeys(left.replace(",", " ").split())
+        bonds = [name for name in names if name not in outer and name not in sizes]
         ranks = list(rank) if isinstance(rank, Sequence) else [rank] * (len(bonds) or 1)
         if any(not isinstance(r, Integral) or r < 1 for r in ranks):
             raise RankError(f"rank {rank!r}: whole numbers of at least 1 are needed, one or one per bond {bonds}")
@@ -266,7 +282,10 @@ class Network:
         return cls(pattern, {**sizes, **dict(zip(bonds, ranks, strict=False))})
 
     def draw(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The diagram as SVG text; written to `path` as SVG, or as PNG and others (extra ``plot``), by its suffix."""
+        """The diagram as SVG text. With `path`, it is written there, too.
+
+        The suffix of the path chooses the format: SVG, or PNG and others with the extra ``plot``.
+        """
         from tnc.draw import draw
 
         return draw(self, path)
@@ -282,10 +301,25 @@ class Network:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Network:
-        """Inverse of `to_dict`."""
-        feed = data.get("feed")
-        inner = Feed(cls.from_dict(feed["network"]), feed["activation"]) if feed else None
-        return cls(data["pattern"], data["sizes"], inner)
+        """Inverse of `to_dict`.
+
+        Raises
+        ------
+        PatternError
+            A member is missing, unknown or of the wrong type, or the members do not fit together.
+        """
+        levels = [_network(data)]
+        activations = []
+        while (feed := levels[-1].get("feed")) is not None:
+            if len(levels) > MOST_FEEDS:
+                raise PatternError(f"more than {MOST_FEEDS} networks feed one another")
+            feed = claims.members(feed, "a feed", ("network", "activation"), error=PatternError)
+            activations.append(feed["activation"])
+            levels.append(_network(feed["network"]))
+        network = cls(levels[-1]["pattern"], levels[-1]["sizes"])
+        for level, activation in zip(levels[-2::-1], reversed(activations), strict=True):
+            network = cls(level["pattern"], level["sizes"], Feed(network, activation))
+        return network
 
     def to_json(self) -> str:
         """JSON text; `from_json` is its inverse."""
@@ -293,5 +327,20 @@ class Network:
 
     @classmethod
     def from_json(cls, text: str) -> Network:
-        """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        """Inverse of `to_json`.
+
+        Raises
+        ------
+        PatternError
+            The text is not JSON, or not that of a network.
+        """
+        try:
+            data = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise PatternError(f"{shortly(text)} is not a network as JSON: {error}") from error
+        return cls.from_dict(data)
+
+
+def _network(data: Any) -> Mapping[str, Any]:
+    """The members of one network. The content of its feed is not checked."""
+    return claims.members(data, "a network", ("pattern", "sizes"), ("feed",), PatternError)

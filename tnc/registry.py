@@ -1,7 +1,7 @@
-"""Plugins by name: a `Registry` over one entry-point group of `importlib.metadata`.
+"""Plugins by name: a `Registry` of one entry-point group of `importlib.metadata`.
 
-Listing imports nothing; looking a name up imports that plugin only and checks its class. Our own plugins
-are found the same way as a stranger's.
+A list of plugins imports none of them. A look-up imports one plugin and checks its class. The plugins of this project
+are found in the same way as those of other distributions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Plugin", "Registry", "backends", "decompositions"]
 
 @dataclass(frozen=True)
 class Plugin:
-    """What an entry point says of a plugin, without importing it."""
+    """What an entry point says of a plugin. The plugin is not imported."""
 
     name: str
     target: str
@@ -32,35 +32,44 @@ class Plugin:
 
 
 def _search_path() -> tuple[Any, ...]:
-    """Folders packages are found in, and when each last changed: what is installed depends on nothing else."""
-    return tuple((path, os.stat(path or ".").st_mtime_ns if os.path.isdir(path or ".") else 0) for path in sys.path)
+    """Folders that packages are found in, and when each last changed. What is installed depends on these only."""
+    folders = [(path, path or ".") for path in sys.path]  # an empty entry is the current folder
+    return tuple((path, os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0) for path, folder in folders)
 
 
 @lru_cache(maxsize=16)
 def _installed(group: str, search_path: tuple[Any, ...]) -> tuple[Plugin, ...]:
-    """The plugins of a group; remembered, because reading every distribution takes some 10 ms."""
-    entries = metadata.entry_points(group=group)
-    homes = [(e.dist.name, e.dist.version) if e.dist else ("unknown", "") for e in entries]
-    found = {(e.name, e.value, *home) for e, home in zip(entries, homes, strict=True)}
-    return tuple(Plugin(*row) for row in sorted(found))
+    """The plugins of a group. They are cached, because reading all distributions takes about 10 ms."""
+    rows = set()
+    for entry in metadata.entry_points(group=group):
+        distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+        rows.add((entry.name, entry.value, distribution, version))
+    return tuple(Plugin(*row) for row in sorted(rows))
 
 
 class Registry(Mapping[str, Any]):
-    """The installed plugins of one entry-point group: name to class.
+    """The installed plugins of one entry-point group, as a mapping from name to class.
 
     Parameters
     ----------
     group : str
         Entry-point group.
     base : str
-        ``module:class`` every plugin must derive from.
+        The class that every plugin must derive from, as ``module:class``.
+
+    Raises
+    ------
+    UnknownNameError
+        By ``registry[name]``: no plugin has this name.
+    PluginError
+        By ``registry[name]``: several plugins have this name, or it does not import, or its class is wrong.
     """
 
     def __init__(self, group: str, base: str) -> None:
         self.group, self.base = group, base
 
     def plugins(self) -> list[Plugin]:
-        """Everything installed in this group, sorted by name; nothing is imported."""
+        """The plugins of this group, sorted by name. None is imported."""
         return list(_installed(self.group, _search_path()))
 
     def __iter__(self) -> Iterator[str]:
@@ -91,7 +100,7 @@ class Registry(Mapping[str, Any]):
         origin = f"{plugin.name!r} ({plugin.target}, from {plugin.distribution} {plugin.version})"
         try:
             loaded = _resolve(plugin.target)
-        except TncError:  # a missing extra already says what to install
+        except TncError:  # such as MissingExtraError, which says what to install
             raise
         except Exception as error:
             raise PluginError(
@@ -104,7 +113,7 @@ class Registry(Mapping[str, Any]):
         return loaded
 
     def parse(self, text: str) -> Any:
-        """An instance from ``"mpo"`` or ``"mpo(order=4, rows=(4, 4))"``; values are Python literals.
+        """An instance from text such as ``"mpo"`` or ``"mpo(order=4, rows=(4, 4))"``. Values are Python literals.
 
         Raises
         ------
@@ -117,13 +126,7 @@ class Registry(Mapping[str, Any]):
         if not match:
             raise PluginError(f"{text!r} is not a plugin: write name or name(field=value, ...)")
         name, call = match[1], match[2] or "()"
-        try:
-            node: Any = ast.parse(f"dict{call}", mode="eval").body
-            options = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
-            if node.args or len(options) < len(node.keywords) or not isinstance(node.func, ast.Name):
-                raise ValueError("positional, repeated, or called twice")
-        except (SyntaxError, ValueError, TypeError, AttributeError):
-            raise PluginError(f"{text!r} does not parse: write {name}(field=value, ...) with literal values") from None
+        options = _options(name, call, text)
         plugin = self[name]
         known = [item.name for item in fields(plugin) if item.init] if is_dataclass(plugin) else []
         for option in options:
@@ -139,12 +142,34 @@ class Registry(Mapping[str, Any]):
             raise PluginError(f"{name} refuses {text!r}: {error}") from error
 
 
+def _options(name: str, call: str, text: str) -> dict[str, Any]:
+    """The keyword arguments of a call such as ``(order=4)``. All values must be literals."""
+    try:
+        node: Any = ast.parse(f"dict{call}", mode="eval").body
+        options = {str(word.arg): ast.literal_eval(word.value) for word in node.keywords}
+        if node.args or len(options) < len(node.keywords) or not isinstance(node.func, ast.Name):
+            raise ValueError("positional or repeated arguments, or two calls")
+        for value in options.values():  # some literals print as something else: ``...``, 1e999
+            ast.literal_eval(repr(value))
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ):  # the last two: deep nesting
+        raise PluginError(f"{text!r} does not parse: write {name}(field=value, ...) with literal values") from None
+    return options
+
+
 def _resolve(target: str) -> Any:
+    """The object that ``module:attribute`` names."""
     module, _, attributes = target.partition(":")
-    found: Any = import_module(module)
+    target_object: Any = import_module(module)
     for attribute in filter(None, attributes.split(".")):
-        found = getattr(found, attribute)
-    return found
+        target_object = getattr(target_object, attribute)
+    return target_object
 
 
 decompositions = Registry("tnc.decompositions", "tnc.decomposition:Decomposition")

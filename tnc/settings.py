@@ -1,18 +1,21 @@
-"""The setting that chooses the backend: a call's argument, a context, the process, the environment.
+"""The settings: the backend, and the cache folder.
 
-Unset means the place where the weights are.
+The backend is chosen, in this order, by the argument of a call, by `use_backend`, by `set_backend`, or by the
+environment variable ``TNC_BACKEND``. Without any of these, computations run where the weights are.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from tnc.backends import Backend, get
 
-__all__ = ["current_backend", "set_backend", "use_backend"]
+__all__ = ["cache_folder", "current_backend", "set_backend", "use_backend"]
 
 _UNSET = object()
 _process: Backend | None = None
@@ -20,12 +23,12 @@ _context: ContextVar[object] = ContextVar("tnc_backend", default=_UNSET)
 
 
 def set_backend(spec: str | Backend | None) -> None:
-    """Choose the backend of this process, ``"torch:cuda"`` for instance; None unsets it.
+    """Choose the backend of this process, for example ``"torch:cuda"``. None removes the choice.
 
     Raises
     ------
     UnknownNameError, MissingExtraError, BackendError
-        The backend is not installed, its library is missing, or its device is not here.
+        The backend is not installed, its library is missing, or this machine does not have its device.
     """
     global _process
     _process = None if spec is None else get(spec)
@@ -33,7 +36,13 @@ def set_backend(spec: str | Backend | None) -> None:
 
 @contextmanager
 def use_backend(spec: str | Backend | None) -> Iterator[Backend | None]:
-    """Choose the backend inside a ``with`` block (of this thread or task); None means where the weights are."""
+    """Choose the backend inside a ``with`` block, for this thread or task. None means where the weights are.
+
+    Raises
+    ------
+    UnknownNameError, MissingExtraError, BackendError
+        As `set_backend`.
+    """
     chosen = None if spec is None else get(spec)
     token = _context.set(chosen)
     try:
@@ -43,7 +52,7 @@ def use_backend(spec: str | Backend | None) -> Iterator[Backend | None]:
 
 
 def current_backend(spec: str | Backend | None = None) -> Backend | None:
-    """The backend in force: `spec`, else the context's, else the process's, else ``TNC_BACKEND``'s, else None."""
+    """The backend in use: `spec`, or that of `use_backend`, of `set_backend` or of ``TNC_BACKEND``, or None."""
     if spec is not None:
         return get(spec)
     chosen = _context.get()
@@ -53,3 +62,14 @@ def current_backend(spec: str | Backend | None = None) -> Backend | None:
         return _process
     named = os.environ.get("TNC_BACKEND")
     return get(named) if named else None
+
+
+def cache_folder() -> Path:
+    """The folder for measurements and downloads: ``TNC_CACHE``, or ``tnc`` in the platform's cache folder."""
+    if chosen := os.environ.get("TNC_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "tnc"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/tnc"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tnc"

@@ -1,4 +1,4 @@
-"""The conformance kit: `assert_conforms` tests all a decomposition promises, on any array library."""
+"""Tests for decompositions: `assert_conforms` checks what the library requires of one, on any array library."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from contextlib import suppress
 from dataclasses import is_dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from tnc.allocate import free_bonds
 from tnc.backends import Backend, get, of
 from tnc.checkpoint import Checkpoint, load
-from tnc.contract import dense
+from tnc.contract.recipes import dense
 from tnc.decomposition import Decomposition, Factorization
 from tnc.errors import RankError, TncError, WeightError
-from tnc.fit import random_cores
+from tnc.fit.starts import random_cores
 from tnc.network import Network
+from tnc.ranks.allocation import free_bonds
 from tnc.registry import decompositions
 from tnc.typing import Array, Namespace, Shape
 
 __all__ = ["SHAPES", "assert_conforms"]
 
 SHAPES: tuple[Shape, ...] = ((12, 18), (13, 29), (8, 6, 3, 3), (3, 8, 40))
-"""A matrix, one of prime lengths, the kernel of a convolution, a stack of matrices."""
+"""A matrix, a matrix of prime sizes, the kernel of a convolution, a stack of matrices."""
 
 
 def assert_conforms(
@@ -36,50 +36,63 @@ def assert_conforms(
     recovers: float | None = 1e-6,
     shapes: Sequence[Shape] = SHAPES,
 ) -> None:
-    """Check every promise a decomposition makes to the rest of the library.
+    """Check everything that the rest of the library requires of a decomposition.
 
     Parameters
     ----------
     decomposition : Decomposition, its class, or a plugin's name
     xp : array API namespace, Backend, or a backend's name
-        Where the arrays live: ``numpy``, ``torch``, ``"torch:cuda"``, ...
+        Where the arrays are: ``numpy``, ``torch``, ``"torch:cuda"``, ...
     recovers : float or None
-        Relative error, in float64, of a tensor planted in the decomposition's own format: of trees at once, of
-        other networks from one of five seeds. None where no fit can promise it.
+        Largest relative error, in float64, of a tensor that the decomposition can represent exactly. Trees must
+        reach it with the first seed, other networks with one of five seeds. None skips this check.
     shapes : sequence of tuple of int
-        Weights to try; those refused with a `WeightError` are left out, but not all may be.
+        Shapes of weights to try. The decomposition may refuse some of them with a `WeightError`, but not all.
 
     Raises
     ------
     AssertionError
-        What was violated, by which decomposition, at which shape and rank.
+        A requirement is not met. The message says which, and at which shape and rank.
     """
-    d: Any = decompositions.parse(decomposition) if isinstance(decomposition, str) else decomposition
-    d = d() if isinstance(d, type) else d
-    place = get(xp) if isinstance(xp, str | Backend) else of(xp.asarray([0.0]))
+    d = _instance(decomposition)
+    backend = get(xp) if isinstance(xp, str | Backend) else of(xp.asarray([0.0]))
+    _check_class(d)
+    tried = [_check_shape(d, backend, tuple(shape), recovers) for shape in shapes]
+    _claim(any(tried), f"{d} refuses every shape of {tuple(shapes)}")
+
+
+def _instance(decomposition: Decomposition | type[Decomposition] | str) -> Decomposition:
+    """A decomposition from its name, its class or itself. The checks find out whether it is one."""
+    given: Any = decompositions.parse(decomposition) if isinstance(decomposition, str) else decomposition
+    instance: Decomposition = given() if isinstance(given, type) else given
+    return instance
+
+
+def _check_class(d: Decomposition) -> None:
+    """A frozen dataclass that can be copied, hashed and parsed."""
     kind = type(d)
     _claim(isinstance(d, Decomposition), f"{d!r} is no tnc.Decomposition")
-    frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    params: Any = getattr(kind, "__dataclass_params__", None)
+    frozen = is_dataclass(kind) and params.frozen
     _claim(frozen, f"{kind.__name__} is not a frozen dataclass: decorate it with @dataclass(frozen=True)")
     try:
-        _claim(replace(d) == d and hash(replace(d)) == hash(d), f"{d} does not equal, or hash like, its own copy")
+        copy: Any = replace(cast("Any", d))
+        _claim(copy == d and hash(copy) == hash(d), f"{d} does not equal, or hash like, its own copy")
     except TypeError as error:
         raise AssertionError(f"{d} is not hashable: {error}") from error
     for plugin in decompositions.plugins():
         if plugin.target == f"{kind.__module__}:{kind.__qualname__}":
             _claim(str(d).partition("(")[0] == plugin.name, f"{d} is registered as {plugin.name!r}: name both alike")
             _claim(decompositions.parse(str(d)) == d, f"parsing {str(d)!r} does not give {d!r} back")
-    tried = [_check_shape(d, place, tuple(shape), recovers) for shape in shapes]
-    _claim(any(tried), f"{d} refuses every shape of {tuple(shapes)}")
 
 
-def _claim(kept: Any, violated: str) -> None:
-    if not kept:
-        raise AssertionError(violated)
+def _claim(holds: Any, message: str) -> None:
+    if not holds:
+        raise AssertionError(message)
 
 
-def _check_shape(d: Decomposition, place: Backend, shape: Shape, recovers: float | None) -> bool:
-    """All checks at one shape; whether the decomposition takes it."""
+def _check_shape(d: Decomposition, backend: Backend, shape: Shape, recovers: float | None) -> bool:
+    """All checks at one shape. Returns whether the decomposition accepts it."""
     ranks = [k * d.step for k in (1, 2, 4)]
     try:
         networks = [d.network(shape, rank) for rank in ranks]
@@ -90,23 +103,36 @@ def _check_shape(d: Decomposition, place: Backend, shape: Shape, recovers: float
     with suppress(RankError):
         _claim(d.network(shape, 0) is None, f"{d}.network({shape}, 0) raises no RankError")
     weight = np.random.default_rng(prod(shape)).standard_normal(shape)
-    errors = [_check_fit(d, place, weight, network) for network in networks]
+    errors = [_check_fit(d, backend, weight, network) for network in networks]
     _claim(np.all(np.diff(errors) <= 1e-6), f"{d} at {shape}: errors {errors} rise with the ranks {ranks}")
-    case, network = f"{d} with {networks[1]!r}", networks[1]
-    first, second = (_fit(d, place.from_numpy(weight), network, seed=7) for _ in range(2))
-    _claim(_same(first, second), f"{case}: the same seed gives other cores")
-    short = place.from_numpy(weight.astype(np.float32))
-    error = _fit(d, short, network).error(short)
-    _claim(error <= 1.01 * errors[1] + 1e-3, f"{case}: error {error:.3g} in float32, {errors[1]:.3g} in float64")
-    zeros = _fit(d, place.from_numpy(np.zeros_like(weight)), network).dense()
-    _claim(np.abs(place.to_numpy(zeros)).max() <= 1e-9, f"{case}: a weight of zeros is not rebuilt as zeros")
-    if recovers is not None:  # nothing is cut off: that would spoil the format
-        planted = dense(network, random_cores(place.from_numpy(weight), network, seed=3))
-        least, seeds = float("inf"), iter(range(1 if network.is_tree else 5))
-        while least > recovers and (seed := next(seeds, None)) is not None:
-            least = min(least, _fit(d, planted, network, seed).error(planted))
-        _claim(least <= recovers, f"{case}: a planted tensor is recovered to {least:.1e}, not {recovers:.1e}")
+    _check_variants(d, backend, weight, networks[1], errors[1])
+    if recovers is not None:
+        _check_recovery(d, backend.from_numpy(weight), networks[1], recovers)
     return True
+
+
+def _check_variants(d: Decomposition, backend: Backend, weight: np.ndarray, network: Network, error: float) -> None:
+    """Fits with a seed, in float32, and of zeros. `error` is that of the fit in float64."""
+    case = f"{d} with {network!r}"
+    first, second = (_fit(d, backend.from_numpy(weight), network, seed=7) for _ in range(2))
+    _claim(_same(first, second), f"{case}: the same seed gives other cores")
+    short = backend.from_numpy(weight.astype(np.float32))
+    short_error = _fit(d, short, network).error(short)
+    _claim(short_error <= 1.01 * error + 1e-3, f"{case}: error {short_error:.3g} in float32, {error:.3g} in float64")
+    zeros = _fit(d, backend.from_numpy(np.zeros_like(weight)), network).dense()
+    _claim(np.abs(backend.to_numpy(zeros)).max() <= 1e-9, f"{case}: a weight of zeros is not rebuilt as zeros")
+
+
+def _check_recovery(d: Decomposition, x: Array, network: Network, recovers: float) -> None:
+    """A tensor that the network can represent exactly is recovered, from one of several seeds."""
+    planted = dense(network, random_cores(x, network, seed=3))  # with its padding: without, it may not be exact
+    least, seeds = float("inf"), iter(range(1 if network.is_tree else 5))
+    while least > recovers and (seed := next(seeds, None)) is not None:
+        least = min(least, _fit(d, planted, network, seed).error(planted))
+    _claim(
+        least <= recovers,
+        f"{d} with {network!r}: a planted tensor is recovered to {least:.1e}, not {recovers:.1e}",
+    )
 
 
 def _check_network(d: Decomposition, shape: Shape, rank: int, network: Network) -> None:
@@ -123,8 +149,9 @@ def _check_network(d: Decomposition, shape: Shape, rank: int, network: Network) 
 
 
 def _fit(d: Decomposition, x: Array, network: Network, seed: int = 0) -> Factorization:
-    """Finite cores of the right number, shape, dtype, library and device; the weight untouched."""
-    case, before = f"{d}.fit of {tuple(x.shape)} {x.dtype} with {network!r}", np.array(of(x).to_numpy(x))
+    """A fit, checked: finite cores of the right number, shape, dtype, library and device, and an unchanged weight."""
+    case = f"{d}.fit of {tuple(x.shape)} {x.dtype} with {network!r}"
+    before = np.array(of(x).to_numpy(x))
     try:
         cores = d.fit(x, network, seed=seed)
     except (TncError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -139,22 +166,23 @@ def _fit(d: Decomposition, x: Array, network: Network, seed: int = 0) -> Factori
     return Factorization(network, cores, tuple(x.shape))
 
 
-def _check_fit(d: Decomposition, place: Backend, weight: np.ndarray, network: Network) -> float:
-    """Fit in float64, rebuild, apply, save and load; the error."""
-    x = place.from_numpy(weight)
-    found, case = _fit(d, x, network), f"{d} with {network!r}"
-    rebuilt = place.to_numpy(found.dense())
+def _check_fit(d: Decomposition, backend: Backend, weight: np.ndarray, network: Network) -> float:
+    """Fit in float64, rebuild, apply, save and load. Returns the error."""
+    x = backend.from_numpy(weight)
+    factorization, case = _fit(d, x, network), f"{d} with {network!r}"
+    rebuilt = backend.to_numpy(factorization.dense())
     _claim(rebuilt.shape == weight.shape, f"{case} rebuilds {rebuilt.shape}, not {weight.shape}")
     inputs = np.random.default_rng(1).standard_normal((2, 3, prod(weight.shape[1:])))
     expected = inputs @ rebuilt.reshape(weight.shape[0], -1).T
-    gap = np.abs(place.to_numpy(found.apply(place.from_numpy(inputs))) - expected).max()
+    gap = np.abs(backend.to_numpy(factorization.apply(backend.from_numpy(inputs))) - expected).max()
     _claim(gap <= 1e-10 * np.abs(expected).max() + 1e-12, f"{case}: apply(x) is {gap:.1e} off x @ dense().T")
     with tempfile.TemporaryDirectory() as folder:
-        Checkpoint({"w": found}, methods={"w": str(d)}).save(path := Path(folder, "w.safetensors"))
+        path = Path(folder, "w.safetensors")
+        Checkpoint({"w": factorization}, methods={"w": str(d)}).save(path)
         loaded = load(path)["w"]
-    kept = loaded.network == network and loaded.shape == found.shape and _same(loaded, found)
+    kept = loaded.network == network and loaded.shape == factorization.shape and _same(loaded, factorization)
     _claim(kept, f"{case} does not survive saving and loading")
-    return found.error(x)
+    return factorization.error(x)
 
 
 def _same(a: Factorization, b: Factorization) -> bool:

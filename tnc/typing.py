@@ -1,4 +1,4 @@
-"""Names for types: an array of any library of the array API standard, and its namespace."""
+"""Names of types: arrays of any library of the array API standard, and their namespaces."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Cores: TypeAlias = Sequence[Array]
 """The cores of a factorization, in the order of `Network.core_shapes`."""
 
 Shape: TypeAlias = tuple[int, ...]
+"""Sizes of the axes of an array."""
 
 Rank: TypeAlias = int | Sequence[int]
-"""One rank for all bonds, or one per bond in the order of `Network.bonds`."""
+"""One rank for all bonds, or one for each bond in the order of `Network.bonds`."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.papers mpo|adtn|stp``."""
+"""``python -m benchmarks.papers queue|mpo|adtn|stp``."""
 
 from benchmarks.papers.cli import main
 

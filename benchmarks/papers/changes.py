@@ -1,4 +1,4 @@
-"""What becomes of the large layers of a network: tensor networks, truncated SVDs, or fewer units."""
+"""Replace the large layers of a network by tensor networks, by truncated SVDs, or by layers with fewer units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tnc
-from tnc.nn.cores import Cores
+from tnc.nn.layers.cores import Cores
 
 __all__ = [
     "Format",
@@ -31,10 +31,10 @@ __all__ = [
 
 
 class Format(NamedTuple):
-    """How one weight is written: a decomposition with its fields, and its rank.
+    """The format of one weight: a decomposition with its fields, and its rank.
 
-    The papers count every bond at its nominal size, also where a core at the end cannot use all of it: `clip` is off
-    where a published count is to be reproduced.
+    The papers count every bond at its nominal size, even if a core at the end cannot use all of it. `clip` reduces
+    bonds to what can be used; it is off where a published count is reproduced.
     """
 
     decomposition: str
@@ -52,12 +52,19 @@ Layers = Mapping[str, Format]
 
 
 def find(model: nn.Module, shape: tuple[int, ...], last: int | None = None) -> list[str]:
-    """Names of the weights of this shape, in the model's order; only the last ones where `last` is given.
+    """Names of the weights of one shape, in the order of the model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    shape : tuple of int
+    last : int, optional
+        Return only so many names, from the end.
 
     Raises
     ------
     LookupError
-        There is none, or fewer than `last`.
+        There is no such weight, or there are fewer than `last`.
     """
     names = [name for name, weight in model.named_parameters() if tuple(weight.shape) == shape]
     if len(names) < (last or 1):
@@ -67,12 +74,12 @@ def find(model: nn.Module, shape: tuple[int, ...], last: int | None = None) -> l
 
 
 def rules(layers: Layers) -> list[tnc.Rule]:
-    """The same as rules for `tnc.compress` and `tnc.nn.tensorize`."""
+    """The formats as rules for `tnc.compress` and `tnc.nn.tensorize`."""
     return [tnc.Rule(name, made.decomposition, made.rank) for name, made in layers.items()]
 
 
 def tensorized(model: nn.Module, layers: Layers) -> nn.Module:
-    """Fresh cores in place of the weights, as large in the mean square as the weights were made."""
+    """Replace the weights by random cores; the mean square of a weight stays that of its initialization."""
     clip = {made.clip for made in layers.values()}
     if len(clip) != 1:
         raise ValueError("all layers are clipped, or none is")
@@ -80,55 +87,68 @@ def tensorized(model: nn.Module, layers: Layers) -> nn.Module:
 
 
 def compressed(model: nn.Module, layers: Layers) -> nn.Module:
-    """Cores fitted to the weights; their bonds are clipped."""
+    """Replace the weights by cores that are fitted to them; bonds are clipped."""
     return tnc.compress(model, rules(layers))
 
 
 def aligned(model: nn.Module, layers: Layers, steps: int = 40, rate: float = 0.3) -> nn.Module:
-    """Fresh cores turned towards the weights by gradient, and as large as the weights in the end.
+    """Replace the weights by random cores whose direction is then aligned with the weights.
 
-    For formats that catch a ten-thousandth of a weight. Their best fit is next to zero, or a few isolated entries, as
-    the closed form finds; a layer of either passes nothing on. What is maximized here is the cosine between the two,
-    which no scale changes, from dense random cores that stay dense.
+    Gradient steps maximize the cosine between the rebuilt and the original weight. Then the cores are scaled, so that
+    both have the same root mean square.
+
+    This is for formats that can explain only about a ten-thousandth of a weight's square. Their best fit is close to
+    zero or has a few large entries (as the closed form finds), and a layer with such a weight passes almost nothing on.
+    The cosine does not depend on the scale, and the cores stay dense.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layers : mapping of str to Format
+    steps : int
+        Gradient steps for each weight.
+    rate : float
+        Learning rate, in units of the root mean square of the weight.
     """
     targets = {name: model.get_parameter(name).detach().clone() for name in layers}
     tensorized(model, layers)
     for name, target in targets.items():
         layer, size = model.get_submodule(name.removesuffix(".weight")), _size(target)
-        optimizer = torch.optim.Adam(tnc.nn.parameter_groups(layer.cores, rate * size))
+        optimizer = torch.optim.Adam(tnc.nn.parameter_groups(layer.tnc_weight, rate * size))
         for _ in range(steps):
             optimizer.zero_grad()
             weight = layer.weight
             (-(weight * target).sum() / weight.norm()).backward()
             optimizer.step()
-        _scale(layer.cores, size)
+        _scale(layer.tnc_weight, size)
     return model
 
 
 @torch.no_grad()
 def _scale(cores: Cores, size: float) -> None:
-    """Scale the cores of the last layer, all alike, to a weight whose root mean square is `size`."""
+    """Scale the cores of a wall's last layer by one factor, to a weight with the root mean square `size`."""
     network, own = cores.network, list(cores)
     own = own[len(own) - len(network.operands) + (network.feed is not None) :]
-    factor = (size / _size(cores())) ** (1 / len(own))
+    factor = (size / _size(cores.rebuilt(*cores))) ** (1 / len(own))
     for core in own:
         core.mul_(factor)
 
 
 def _size(weight: torch.Tensor) -> float:
+    """The root mean square of a weight."""
     return float(weight.detach().square().mean().sqrt())
 
 
 def saving(model: nn.Module, layers: Layers) -> dict[str, Format]:
-    """The layers whose format has fewer parameters than the weight: the others stay dense."""
+    """The layers whose format has fewer parameters than the weight; the others stay dense."""
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
     return {name: made for name, made in layers.items() if made.network(shapes[name]).n_params < prod(shapes[name])}
 
 
 def count(model: nn.Module, layers: Layers = {}) -> tuple[int, int]:  # noqa: B006 - never written to
-    """Parameters of the named layers once they have these formats, and of the whole network then.
+    """Count the parameters after these layers got their formats: those of the layers, and of the whole network.
 
-    Shapes suffice: a model on the meta device will do.
+    Only shapes are used, so that the model may be on the meta device.
     """
     weights = dict(model.named_parameters())
     replaced = sum(made.network(weights[name].shape).n_params for name, made in layers.items())
@@ -140,9 +160,10 @@ def count(model: nn.Module, layers: Layers = {}) -> tuple[int, int]:  # noqa: B0
 
 
 def svd(model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Format]:
-    """Truncated SVDs with at most as many parameters as all `sizes` together, and rank 1 where that is too few.
+    """Truncated SVDs with at most as many parameters as all `sizes` together; the rank is 1 at least.
 
-    Ranks grow by one in turn, the largest layer first, while the next one fits and saves anything.
+    Ranks grow by one in turn, the largest layer first, as long as the next rank fits and has fewer parameters than the
+    weight.
     """
     shapes = {name: tuple(model.get_parameter(name).shape) for name in sorted(sizes, key=sizes.__getitem__)[::-1]}
     cost = {name: shape[0] + prod(shape[1:]) for name, shape in shapes.items()}
@@ -157,11 +178,11 @@ def svd(model: nn.Module, sizes: Mapping[str, int]) -> dict[str, Format]:
 
 
 def narrowed(model: nn.Module, sizes: Mapping[str, int]) -> nn.Module:
-    """Fewer units instead of factorized weights, freshly initialized; in place.
+    """Replace layers, in place, by freshly initialized layers with fewer units.
 
-    Linear layers that feed each other get hidden layers of one common fraction of their units, the largest at which
-    their weights have at most as many parameters as all `sizes` together (and one unit at least). A layer on its own
-    becomes two, with a narrow one between.
+    In a chain of linear layers all hidden widths are reduced to one common fraction. It is the largest fraction at
+    which the weights have at most as many parameters as all `sizes` of the chain together, but at least one unit
+    remains. A single layer becomes two layers with few units between them.
     """
     for chain in _chains(model, list(sizes)):
         allowed = sum(sizes[name] for name in chain)
@@ -177,7 +198,7 @@ def narrowed(model: nn.Module, sizes: Mapping[str, int]) -> nn.Module:
 
 
 def _fitting(widths: list[int], allowed: int) -> list[int]:
-    """The widths with all but the first and the last scaled by one factor."""
+    """The widths, with all but the first and the last scaled by the largest factor that `allowed` weights permit."""
 
     def scaled(largest: int) -> list[int]:
         share = largest / max(widths[1:-1])
@@ -191,7 +212,7 @@ def _fitting(widths: list[int], allowed: int) -> list[int]:
 
 
 def _bottleneck(layer: nn.Module, allowed: int) -> nn.Sequential:
-    """Two layers for one: the first keeps kernel and stride, the second the bias."""
+    """Two layers in place of one: the first has its kernel and stride, the second its bias."""
     weight, bias = layer.weight, layer.bias is not None
     units = max(1, allowed // (weight.shape[0] + weight[0].numel()))
     if isinstance(layer, nn.Linear):
@@ -203,7 +224,7 @@ def _bottleneck(layer: nn.Module, allowed: int) -> nn.Sequential:
 
 
 def _chains(model: nn.Module, names: list[str]) -> list[list[str]]:
-    """The names in runs of linear layers between which nothing else has parameters."""
+    """The names, grouped into chains of linear layers that feed each other directly."""
     chains: list[list[str]] = []
     order = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()))
     place = {path: k for k, path in enumerate(order)}
@@ -226,12 +247,12 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def chained(model: nn.Module, names: Iterable[str]) -> bool:
-    """Whether some of these layers feed each other, so that they can have fewer units."""
+    """Whether some of these layers feed each other, so that hidden units between them can be removed."""
     return any(len(chain) > 1 for chain in _chains(model, list(names)))
 
 
 def weights_of(model: nn.Module, names: Iterable[str]) -> int:
-    """Parameters, but for biases, of the modules that hold these weights or what stands in their place."""
+    """Count the parameters, without biases, of the modules that now stand in place of these weights."""
     with torch.no_grad():
         modules = [model.get_submodule(name.removesuffix(".weight")) for name in names]
     held = (pair for module in modules for pair in module.named_parameters())

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import sys
 import time
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 
-from benchmarks.papers import report
-from benchmarks.papers.study import Row, Study, counted, train
+from benchmarks.papers.publish import DOCS, PAPERS, Paper, papers, publish, readable, update_index
+from benchmarks.papers.study import Study, train
 from tnc.errors import TncError
 
-__all__ = ["PAPERS", "chosen", "main", "run"]
-
-PAPERS = ("mpo", "adtn", "stp")
-DOCS = Path(__file__).parents[2] / "docs" / "papers"
+__all__ = ["chosen", "main", "run"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run from the command line."""
+    """Run from the command line; ``queue`` has options of its own."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["queue"]:
+        from benchmarks.papers.queue import main as queue
+
+        return queue(words[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.papers", description=__doc__)
-    parser.add_argument("paper", choices=PAPERS)
+    parser.add_argument("paper", choices=PAPERS, help="or 'queue': all papers, from their state files")
     parser.add_argument("--net", action="append", default=[], help="networks to run (repeat); all by default")
     parser.add_argument("--data", action="append", default=[], help="data sets to run (repeat); all by default")
     parser.add_argument(
@@ -40,36 +39,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--share", type=float, default=1.0, help="at most this share of every full schedule, however fast the machine"
     )
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for the page, the JSON and the plots")
-    given = parser.parse_args(argv)
-    paper = importlib.import_module(f"benchmarks.papers.{given.paper}")
-    studies = paper.studies()
-    try:
-        picked = chosen(studies, given.net, given.data)
-    except LookupError as error:
-        parser.error(str(error))
+    given = parser.parse_args(words)
     if not 0 < given.share <= 1:
         parser.error(f"--share {given.share:g} is not a share of a schedule: give more than 0 and at most 1")
     if not given.budget >= 0:
         parser.error(f"--budget {given.budget:g} is no number of minutes: give 0 or more, or inf")
     try:
-        _readable(given.out, given.paper)
-        run(paper, given.paper, studies, picked, given.budget, given.out, given.share)
+        for name in PAPERS:
+            readable(given.out, name)
+        known = papers()
+        paper = next(each for each in known if each.name == given.paper)
+        picked = chosen(paper.studies, given.net, given.data)
+        run(paper, picked, given.budget, given.out, given.share)
+        update_index(known, given.out)
+    except LookupError as error:
+        parser.error(str(error))
     except (OSError, TncError) as error:  # data that cannot be had, a folder that cannot be written
         parser.error(str(error))
 
 
-def _readable(out: Path, name: str) -> None:
-    """Raise TncError unless the page can be written into `out`, with what an earlier run left there."""
-    if out.exists() and not out.is_dir():
-        raise TncError(f"--out {out} is a file: name a folder")
-    try:
-        report.page("", "", report.read(held := out / f"{name}.json"), {}, out, name)
-    except Exception as error:  # a damaged file may raise anything
-        raise TncError(f"{held} is damaged ({error!r}): repair it, or remove it to begin anew") from error
-
-
 def chosen(studies: Sequence[Study], nets: Sequence[str], data: Sequence[str]) -> list[Study]:
-    """The studies of these networks and data sets; of all where none is named.
+    """The studies of these networks and data sets; an empty list means all.
 
     Raises
     ------
@@ -91,37 +81,32 @@ def chosen(studies: Sequence[Study], nets: Sequence[str], data: Sequence[str]) -
     return picked
 
 
-def run(
-    paper: ModuleType,
-    name: str,
-    studies: Sequence[Study],
-    picked: Sequence[Study],
-    minutes: float,
-    out: Path,
-    share: float = 1.0,
-) -> None:
-    """Train what was picked; every study may use its share of the time that is left, which grows if one needs less."""
+def run(paper: Paper, picked: Sequence[Study], minutes: float, out: Path, share: float = 1.0) -> None:
+    """Train the picked studies, and write all results after every row.
+
+    The remaining time is divided equally among the remaining studies. If one needs less, the others get more.
+
+    Parameters
+    ----------
+    paper : Paper
+        All studies of the paper, for the tables.
+    picked : sequence of Study
+        The studies to train.
+    minutes : float
+        Time budget; infinite for full schedules.
+    out : Path
+        Folder of the results.
+    share : float
+        Largest share of every full schedule.
+    """
     deadline = time.perf_counter() + 60 * minutes
-    rows = [row for study in studies for row in counted(study)]
-    _publish(paper, name, studies, report.merge(report.read(out / f"{name}.json"), rows, []), out)
+    publish(paper, [], out)
     for at, study in enumerate(picked):
         left = (deadline - time.perf_counter()) / 60 if minutes < math.inf else math.inf
         if left <= 0:
             break
         for row in train(study, left / (len(picked) - at), share, say=_say):
-            held = report.read(out / f"{name}.json")
-            _publish(paper, name, studies, report.merge(held, rows, [row]), out)
-
-
-def _publish(paper: ModuleType, name: str, studies: Sequence[Study], rows: Sequence[Row], out: Path) -> None:
-    report.write(out / f"{name}.json", rows)
-    for (net, data), section in groupby(rows, key=lambda row: (row["net"], row["data"])):
-        report.plot(list(section), out / f"{name}-{report.plot_name(net, data)}")
-    notes = {(study.net, study.data): study.note for study in studies}
-    text = report.page(paper.TITLE, paper.INTRO, rows, notes, out, name)
-    if alternatives := getattr(paper, "alternatives", None):
-        text += f"\n## Compression factors of other tensorisations\n\n{alternatives()}\n"
-    (out / f"{name}.md").write_text(text, encoding="utf-8")
+            publish(paper, [row], out)
 
 
 def _say(text: str) -> None:

@@ -1,10 +1,11 @@
-"""What the convolutions of the trained VGG-16-BN make of CIFAR-10: 512 numbers per image, computed once and kept."""
+"""Features of CIFAR-10 from the convolutions of a trained VGG-16-BN, cached in files."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.papers.train import Batches, Data, Split, device, split
-from tnc.data import cache_folder
+from tnc.settings import cache_folder
 
-__all__ = ["COPIES", "features", "standardized", "vgg16_bn"]
+__all__ = ["COPIES", "features", "standardized", "tail", "tail_maps", "vgg16_bn"]
 
 COPIES = 2
-"""Copies of the training images: as they are, and augmented by flips and crops with seeds 1, 2, ..."""
+"""Copies of the training images: the first one unchanged, the others flipped and shifted with seeds 1, 2, ..."""
 
 
 def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
@@ -30,18 +31,60 @@ def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
     return standardized(features(images, lambda: trunk(trained.vgg16_bn()), kept, copies, deadline))
 
 
+def tail_maps(copies: int = COPIES, deadline: float = math.inf) -> Data:
+    """The maps of CIFAR-10 before the last block of that network's convolutions: 512 x 2 x 2 of each image, flat."""
+    from benchmarks.papers import data, trained
+
+    images = split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    kept = cache_folder() / "vgg16-bn-cifar10-maps"
+    return features(images, lambda: _divided(trained.vgg16_bn())[0], kept, copies, deadline)
+
+
+def tail(head: nn.Module) -> nn.Module:
+    """The last block of that network's convolutions as it was trained, and a head after it.
+
+    On the meta device it has no values.
+    """
+    from benchmarks.papers import networks, trained
+
+    block = _divided(networks.build("vgg16-bn"))[1]
+    if not next(block.parameters()).is_meta:
+        block.load_state_dict(_divided(trained.vgg16_bn())[1].state_dict())
+    return nn.Sequential(OrderedDict(maps=nn.Unflatten(1, (512, 2, 2)), block=block, flat=nn.Flatten(), head=head))
+
+
+def _divided(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The convolutions before the last block, and those of the last block, with the names that they have."""
+    layers = list(model.get_submodule("features").named_children())
+    cut = next(k for k, (name, _) in enumerate(layers) if name == "conv5_1")
+    first, last = (nn.Sequential(OrderedDict(part)) for part in (layers[:cut], layers[cut:]))
+    return first, last
+
+
 def trunk(model: nn.Module) -> nn.Module:
-    """A network without its head: what comes before ``classifier``."""
+    """The layers of a network before its ``classifier``."""
     return nn.Sequential(*(layer for name, layer in model.named_children() if name != "classifier"))
 
 
 def features(
     images: Data, make: Callable[[], nn.Module], folder: Path, copies: int, deadline: float = math.inf
 ) -> Data:
-    """Features in place of images, from the cache where they are in it.
+    """Compute features in place of images, or read them from the cache.
 
-    Augmented copies that are not done by `deadline` are left out; the images as they are never are. A copy that was
-    computed once is not computed again, so that a second call goes on where the first ended.
+    Augmented copies that have not begun by `deadline` are left out; the unchanged images are always included. A copy
+    that is in the cache is not computed again, so that a second call goes on where the first one ended.
+
+    Parameters
+    ----------
+    images : Data
+    make : callable
+        Makes the network that computes features ``[n, d]``; called only if something is not in the cache.
+    folder : Path
+        The cache.
+    copies : int
+        Copies of the training images, the unchanged one included.
+    deadline : float
+        Time of `time.perf_counter`.
     """
     model: list[nn.Module] = []
 
@@ -66,7 +109,7 @@ def features(
 
 
 def standardized(data: Data) -> Data:
-    """The same features with mean 0 and deviation 1, each, on the training split; one that never varies becomes 0."""
+    """Scale every feature to mean 0 and deviation 1 on the training split; a constant feature becomes 0."""
     mean, std = data.train.x.mean(0), data.train.x.std(0)
     scale = torch.where(std > 0, 1 / std, torch.zeros_like(std))
     return data._replace(
@@ -76,7 +119,10 @@ def standardized(data: Data) -> Data:
 
 @torch.inference_mode()
 def _computed(model: nn.Module, images: Data, part: Split, seed: int | None, path: Path) -> Tensor:
-    """Features in the order of the split, written beside `path` and renamed: no half file is ever read."""
+    """Compute the features in the order of the split, and save them at `path`.
+
+    They are written to another file that is then renamed, so that no incomplete file is ever read.
+    """
     batches = Batches.once(images, part, seed=seed or 0, augmented=seed is not None)
     found = torch.cat([model(x.contiguous(memory_format=torch.channels_last)).flatten(1).cpu() for x, _ in batches])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,20 @@ def compared(
     replaced: Sequence[str],
     published: Mapping[str, Any],
 ) -> list[Method]:
-    """An MPO and its two controls; the controls replace layers of the dense network, in the MPO's order."""
+    """An MPO and its controls.
+
+    Parameters
+    ----------
+    label : str
+        Bonds of the MPO, for its name in the table.
+    modes : mapping of shape to Modes
+    nets : (str, str)
+        Names of the dense network and of the network whose layers become MPOs.
+    replaced : sequence of str
+        Weights of the dense network that the controls replace, in the order of the MPO's weights.
+    published : mapping
+        Values from the paper.
+    """
     with torch.device("meta"):
         dense, mapped = build(nets[0]), build(nets[1])
     formats = layers(mapped, modes)

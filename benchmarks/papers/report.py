@@ -1,7 +1,8 @@
-"""Rows to JSON, a page of tables and plots; rows of an earlier run stay until they are run again."""
+"""Write rows to JSON, to a page of tables, and to plots. Rows of an earlier run stay until they are run again."""
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,28 +10,45 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.papers.state import write_text
 from benchmarks.papers.study import Row
 
-__all__ = ["mean_and_deviation", "merge", "page", "plot", "read", "write"]
+__all__ = ["mean", "mean_and_deviation", "merge", "page", "plot", "pyplot", "read", "save", "started", "write"]
 
 HEADS = (
     *("method", "parameters of the replaced layers", "published", "ratio", "of the network", "ratio"),
-    *("accuracy, %", "published, %", "seconds"),
+    *("accuracy, %", "published, %", "steps", "seconds"),
 )
+STYLE = {"svg.hashsalt": "tnc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+"""Of all plots."""
 
 
 def key(row: Row) -> tuple[str, str, str]:
-    """What a row is about."""
+    """What identifies a row: network, data set and method."""
     return row["net"], row["data"], row["method"]
 
 
-def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> list[Row]:
-    """The rows of `counted`, in that order, each with its runs: new ones, else those held.
+def started(row: Row) -> bool:
+    """Whether a row has runs, or one that is saved before its end."""
+    return bool(row["runs"] or row.get("progress"))
 
-    What a method is now (parameters, published figures) is taken from `counted`; a run whose row has other parameters
-    now was of something else and is dropped, as are rows that are no longer counted.
+
+def merge(held: Iterable[Row], counted: Sequence[Row], new: Iterable[Row]) -> list[Row]:
+    """The rows of `counted`, in that order, each with its new runs, or else with its earlier runs.
+
+    Numbers of parameters and published values are taken from `counted`. Earlier runs are dropped if the row has other
+    numbers of parameters now, or if it is no longer in `counted`.
+
+    Parameters
+    ----------
+    held : iterable of Row
+        Rows of earlier runs.
+    counted : sequence of Row
+        Rows without runs, as the study is now.
+    new : iterable of Row
+        Rows that have just been run.
     """
-    runs = {key(row): row for row in (*held, *new) if row["runs"]}
+    runs = {key(row): row for row in (*held, *new) if started(row)}
     merged = []
     for row in counted:
         run = runs.get(key(row), row)
@@ -46,20 +64,24 @@ def read(path: Path) -> list[Row]:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """The rows as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"rows": list(rows)}, indent=1, ensure_ascii=False) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------- tables
 
 
 def mean_and_deviation(runs: Sequence[Row]) -> str:
-    """``98.41 ± 0.05 (3)``: mean, sample deviation and number of seeds, in per cent; or that there was no run."""
+    """Mean, sample deviation in per cent and number of seeds as ``98.41 ± 0.05 (3)``; ``not run`` without runs."""
     if not runs:
         return "not run"
     values = [100 * run["accuracy"] for run in runs]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def mean(runs: Sequence[Row]) -> float:
+    """Mean accuracy in per cent."""
+    return statistics.fmean(100 * run["accuracy"] for run in runs)
 
 
 def cells(row: Row) -> list[str]:
@@ -75,8 +97,17 @@ def cells(row: Row) -> list[str]:
         _factor(row),
         mean_and_deviation(runs),
         _published(published.get("accuracy")),
+        _steps(row),
         f"{statistics.fmean(run['seconds'] for run in runs):.0f}" if runs else "",
     ]
+
+
+def _steps(row: Row) -> str:
+    """Steps that are done of those of the full schedule; of a run that goes on, those that are saved."""
+    if progress := row.get("progress"):
+        return f"{progress['steps']:,} of {progress['of']:,}, seed {progress['seed']} goes on"
+    taken = [run["steps"] for run in row["runs"]]
+    return f"{min(taken):,} of {row['full_steps']:,}" if any(taken) else ""
 
 
 def _published(value: Any) -> str:
@@ -94,22 +125,31 @@ def _factor(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table, one line per row."""
-    lines = [HEADS, ("---", *["---:"] * (len(HEADS) - 1)), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return lines(HEADS, list(map(cells, rows)))
+
+
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; all columns but the first `left` ones are aligned to the right."""
+    rules = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rules, *rows))
 
 
 def provenance(rows: Sequence[Row]) -> str:
-    """Schedule, machine, versions and date of what was run; rows that were run alike share a sentence."""
-    said: dict[str, list[str]] = {}
-    for row in rows:
-        if row["runs"]:
-            said.setdefault(_schedule(row), []).append(row["method"])
-    if not said:
+    """Schedule, machine, versions and date of the runs. Rows that were run in the same way share a line."""
+    run = [row for row in rows if row["runs"]]
+    if not run:
         return "Nothing of this table has been run."
-    everything = len(said) == 1 and all(row["runs"] for row in rows)
-    lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
-    rates = [f"{row['method']} {row['rate']:g}" for row in rows if row["runs"] and "chosen" in row["schedule"]]
-    return "\n".join([*lines, f"* Rates chosen: {', '.join(rates)}."] if rates else lines)
+    said: dict[str, list[str]] = {}
+    for row in run:
+        said.setdefault(_schedule(row), []).append(row["method"])
+    everything = len(said) == 1 and len(run) == len(rows)
+    said_lines = [f"* {'All rows' if everything else ', '.join(names)}: {text}" for text, names in said.items()]
+    rates = [f"{row['method']} {row['rate']:g}" for row in run if "chosen" in row["schedule"]]
+    if rates:
+        said_lines.append(f"* Rates chosen: {', '.join(rates)}.")
+    if single := [row["method"] for row in run if row.get("one_seed")]:
+        said_lines.append(f"* One seed, as a run takes 40 minutes or more: {', '.join(single)}.")
+    return "\n".join(said_lines)
 
 
 def _schedule(row: Row) -> str:
@@ -130,10 +170,23 @@ def _schedule(row: Row) -> str:
 def page(
     title: str, intro: str, rows: Sequence[Row], notes: dict[tuple[str, str], str], plots: Path, prefix: str
 ) -> str:
-    """The whole page; a plot stands where the folder `plots` holds ``prefix-net-data.svg``."""
+    """The whole page in Markdown.
+
+    Parameters
+    ----------
+    title, intro : str
+    rows : sequence of Row
+    notes : dict of (str, str) to str
+        A remark for each network and data set.
+    plots : Path
+        Folder of the plots; ``prefix-net-data.svg`` is shown if it is there.
+    prefix : str
+    """
     parts = [f"# {title}", intro]
     for (net, data), group in groupby(rows, key=lambda row: (row["net"], row["data"])):
-        section = list(group)
+        section = [row for row in group if started(row)]  # the index lists the others
+        if not section:
+            continue
         parts += [f"## {net} on {data}", notes.get((net, data), ""), table(section), provenance(section)]
         parts += [f"* {row['method']}: {row['note']}" for row in section if row["note"]]
         if (plots / (name := f"{prefix}-{plot_name(net, data)}")).is_file():
@@ -145,22 +198,18 @@ def page(
 
 
 def plot_name(net: str, data: str) -> str:
-    """File of a section's plot."""
+    """The name of the file with the plot of a section."""
     return f"{net}-{data}.svg"
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:
-    """Accuracy against the parameters of the replaced layers; nothing where fewer than two rows were run."""
+    """Plot accuracy against the parameters of the replaced layers, if two rows or more were run; return whether."""
     run = [row for row in rows if row["runs"]]
     if len(run) < 2:
         path.unlink(missing_ok=True)
         return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "tnc", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    plt = pyplot()
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
         for kind, marker, colour in (("dense", "s", "black"), ("paper", "o", "C0"), ("control", "x", "C1")):
             for row in (row for row in run if row["kind"] == kind):
@@ -170,7 +219,23 @@ def plot(rows: Sequence[Row], path: Path) -> bool:
                 axes.errorbar(*point, yerr=spread, fmt=marker, color=colour, capsize=3)
                 axes.annotate(row["method"], point, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel="parameters of the replaced layers", ylabel="test accuracy, %")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
+        save(figure, path)
     return True
+
+
+def pyplot() -> Any:
+    """The module that plots, without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG and close it; the same figure gives the same file."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    pyplot().close(figure)
+    write_text(path, text.getvalue())

@@ -55,7 +55,21 @@ def kernels(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def formats(model: nn.Module, method: str, modes: Modes, rank: int, *, ratio: int = 0, clip: bool = True) -> Layers:
-    """This method for every convolution, with the channels cut into modes; `ratio` is t, where the mode is even."""
+    """The format of one method for every convolution.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    method : str
+        Name of the decomposition.
+    modes : mapping of int to tuple of int
+        How a number of channels is factorized into modes.
+    rank : int
+    ratio : int
+        The parameter t of semi-tensor formats, for modes that are multiples of it; 0 for other formats.
+    clip : bool
+        Whether bonds are reduced to what can be used.
+    """
     return {
         name: Format(f"{method}({_fields(shape, modes, ratio)})", rank, clip) for name, shape in kernels(model).items()
     }
@@ -74,12 +88,12 @@ def _fields(shape: tuple[int, ...], modes: Modes, ratio: int) -> str:
 
 
 def whole(modes: Modes) -> Modes:
-    """Channels that are not cut."""
+    """Modes for channels that are not factorized."""
     return {size: (size,) for size in modes}
 
 
 def resnet_layers(model: nn.Module) -> dict[str, Layers]:
-    """The four methods at rank 14, where they save anything."""
+    """The four methods at rank 14, for the layers in which they save parameters."""
     made = {
         "tt": formats(model, "tt", RESNET, RANK),
         "stt": formats(model, "stt", RESNET, RANK, ratio=2),
@@ -90,7 +104,7 @@ def resnet_layers(model: nn.Module) -> dict[str, Layers]:
 
 
 def wide_layers(model: nn.Module) -> dict[str, Layers]:
-    """TR and STR at rank 16."""
+    """TR and STR at rank 16, for the layers in which they save parameters."""
     made = {
         "ring": formats(model, "ring", WIDE, WIDE_RANK),
         "str": formats(model, "str", WIDE, WIDE_RANK, ratio=2),
@@ -133,7 +147,7 @@ def _factor(model: nn.Module, layers: Layers, clip: bool) -> float:
 
 
 def trained_resnet() -> nn.Module:
-    """ResNet-32, trained on CIFAR-10; untrained where only shapes are asked for."""
+    """ResNet-32, trained on CIFAR-10; on the meta device, where only shapes matter, it is untrained."""
     if torch.get_default_device().type == "meta":
         return build("resnet32")
     from benchmarks.papers import trained
@@ -142,7 +156,7 @@ def trained_resnet() -> nn.Module:
 
 
 def load(deadline: float) -> Data:
-    """CIFAR-10 as the trained network takes it."""
+    """CIFAR-10, standardized as in the training of the network."""
     from benchmarks.papers import data, trained
 
     return split(data.load("cifar10"), mean=trained.IMAGENET.mean, std=trained.IMAGENET.std)
@@ -151,7 +165,7 @@ def load(deadline: float) -> Data:
 def compared(
     made: Callable[[], nn.Module], start: str, layers: Mapping[str, Layers], published: Mapping[str, str], beside: str
 ):
-    """The methods, and the two controls with the parameters of one of them."""
+    """The methods, and two controls with as many parameters as the method `beside`."""
     with torch.device("meta"):
         model = made()
     sizes = {name: form.network(model.get_parameter(name).shape).n_params for name, form in layers[beside].items()}
@@ -178,7 +192,7 @@ def study(
     given: bool,
     seeds: int = 1,
 ) -> Study:
-    """One network: as it is, compressed in every way, and the controls."""
+    """One network: dense, compressed by every method, and the controls."""
     with torch.device("meta"):
         model = made()
     rows: Sequence[Method] = [
@@ -191,7 +205,7 @@ def study(
 
 
 def studies() -> list[Study]:
-    """ResNet-32 to heal, and WRN-28-10, of which no trained one is to be had."""
+    """ResNet-32, which is healed, and WRN-28-10, which is trained from scratch because no trained one is available."""
     resnet = study("resnet32", trained_resnet, resnet_layers, {"tt": "3×", "stt": "9×"}, "stt", rank=RANK, given=True)
     wide = study(
         "wrn-28-10",

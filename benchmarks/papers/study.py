@@ -1,4 +1,4 @@
-"""A network, a data set and what is done to its large layers: counted, trained within a budget, scored once."""
+"""A study: methods to replace the large layers of a network, counted, trained within a time budget and scored once."""
 
 from __future__ import annotations
 
@@ -21,28 +21,37 @@ from benchmarks.papers.train import Batches, Data, Recipe, accuracy, device, fit
 __all__ = ["Method", "Row", "Study", "counted", "train"]
 
 Row = dict[str, Any]
-"""One line of a table, as the JSON holds it; ``runs`` has one entry per seed and is empty where nothing ran."""
+"""One row of a table, as it is in the JSON file. ``runs`` has one entry per seed; it is empty if nothing was run."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to write the large layers.
+    """One way to replace the large layers.
 
     Attributes
     ----------
+    name : str
+        The name in the table.
+    kind : {"dense", "paper", "control"}
     build : callable
-        The network before anything is done to it.
+        Makes the original network.
     layers : Layers
         Formats by parameter; empty for the dense network.
     narrow : mapping
-        Parameters allowed per layer for the control with fewer units.
+        For the control with fewer units: the parameters allowed per layer.
     start : {"fresh", "fit", "aligned", "dense"}
-        Fresh cores; cores fitted to the weights the dense network was trained to; fresh cores turned towards those
-        weights; or no cores.
-    trained, frozen : bool
-        Whether the network is trained at all, and whether the cores are left as they were drawn.
+        How training starts: from random cores; from cores fitted to the weights of the trained dense network; from
+        random cores aligned with those weights; or without cores.
+    trained : bool
+        Whether the network is trained at all.
+    frozen : bool
+        Whether the random cores stay as they are while the rest is trained.
+    core_rate : float, optional
+        Relative learning rate of the cores, in place of that of the recipe (see `tnc.nn.parameter_groups`).
     published : mapping
-        What the paper has for this row: ``parameters``, ``accuracy``, ``factor``.
+        Values from the paper for this row: ``parameters``, ``accuracy``, ``factor``.
+    note : str
+        A remark below the table.
     """
 
     name: str
@@ -53,11 +62,12 @@ class Method:
     start: str = "fresh"
     trained: bool = True
     frozen: bool = False
+    core_rate: float | None = None
     published: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def made(self, dense: nn.Module | None) -> nn.Module:
-        """The network to train, from the trained dense one where the method starts there."""
+        """The network to train. It is derived from the trained dense network if the method starts from that."""
         model = self.build() if dense is None or self.start == "fresh" else copy.deepcopy(dense)
         if self.narrow:
             return narrowed(model, self.narrow)
@@ -66,22 +76,30 @@ class Method:
             model = made(model, self.layers)
         if self.frozen:
             for name in self.layers:
-                model.get_submodule(name.removesuffix(".weight")).cores.requires_grad_(False)
+                model.get_submodule(name.removesuffix(".weight")).tnc_weight.requires_grad_(False)
         return model
 
 
 @dataclass(frozen=True)
 class Study:
-    """Methods that share network, data and schedule.
+    """Methods that share a network, a data set and a schedule.
 
     Attributes
     ----------
+    net, data : str
+        Names of the network and of the data set.
     dense : (list of str, callable)
-        Names of the replaced weights in the dense network, and that network.
+        Names of the weights that are replaced in the dense network, and a function that makes this network.
+    methods : sequence of Method
+    recipe : Recipe
     load : callable
-        ``load(deadline)`` gives the data; what takes longer is left out where it can be.
+        ``load(deadline)`` returns the data. Optional parts that would not be ready by the deadline are left out.
+    seeds : int
+        Runs per method.
+    note : str
+        A remark above the table.
     least : float
-        Epochs below which a shortened schedule says nothing: then no row is run.
+        The smallest number of epochs of a shortened schedule. If the budget allows fewer, nothing is run.
     """
 
     net: str
@@ -99,7 +117,7 @@ class Study:
 
 
 def counted(study: Study) -> list[Row]:
-    """The rows of a study that has not run: exact counts, from shapes alone."""
+    """The rows of a study without runs: exact numbers of parameters, computed from shapes alone."""
     names, build = study.dense
     with torch.device("meta"):
         dense = build()
@@ -133,10 +151,20 @@ def _count(method: Method) -> tuple[int, int]:
 
 
 def train(study: Study, minutes: float, share: float = 1.0, say: Callable[[str], None] = print) -> Iterator[Row]:
-    """The rows of a study, each as soon as all its seeds have run; as many steps for all as fit into the minutes.
+    """Train a study, and yield each row as soon as all its seeds have run.
 
-    They are no more than `share` of the full schedule. Where that or the budget does not allow `least` epochs for every
-    row and seed, nothing runs: the rows are those of `counted`.
+    All rows take the same number of steps: as many as fit into the time, but at most `share` of the full schedule. If
+    time or share do not allow `study.least` epochs for every row and seed, nothing is run.
+
+    Parameters
+    ----------
+    study : Study
+    minutes : float
+        Time budget.
+    share : float
+        Largest share of the full schedule.
+    say : callable
+        Called with messages about the progress.
     """
     start, rows = time.perf_counter(), counted(study)
     deadline = start + 60 * minutes
@@ -177,13 +205,13 @@ def _one(
     rate: float,
     trial: bool = False,
 ) -> tuple[nn.Module, Row]:
-    """Train with one seed; validation and, but for a trial, test are scored once, after the last step."""
+    """Train with one seed. After the last step, validation is scored, and except in a trial also the test split."""
     torch.manual_seed(seed)
     start = time.perf_counter()
     model = method.made(dense).to(device())
     options = {"batch": study.recipe.batch, "augmented": study.recipe.augmented, "deadline": deadline}
     batches = Batches(data, data.train, steps=steps, seed=seed, **options)
-    taken = fit(model, batches, study.recipe, rate, dense) if method.trained else 0
+    taken = fit(model, batches, study.recipe, rate, dense, method.core_rate) if method.trained else 0
     seconds = time.perf_counter() - start
     scores = {"validation": accuracy(model, data, data.validation)}
     if not trial:
@@ -192,7 +220,7 @@ def _one(
 
 
 def _rate(study: Study, method: Method, dense: nn.Module | None, data: Data, steps: int, deadline: float) -> float:
-    """The learning rate that does best on the validation split in a short schedule."""
+    """The learning rate with the best accuracy on the validation split after a short schedule."""
     rates = study.recipe.rates
     if len(rates) == 1 or not method.trained:
         return rates[0]
@@ -203,7 +231,7 @@ def _rate(study: Study, method: Method, dense: nn.Module | None, data: Data, ste
 
 
 def _affordable(study: Study, data: Data, seconds: float) -> int:
-    """Steps for every row and seed such that all of them take so many seconds, by a few steps of each."""
+    """Steps per row and seed such that all of them together take `seconds`, estimated from a few steps of each row."""
     if seconds == math.inf:
         return 10**12
     per_step = fixed = 0.0
@@ -228,7 +256,7 @@ def _finite(minutes: float) -> float | None:
 
 
 def stamp() -> Row:
-    """When and on what a row was run."""
+    """Date, machine and versions of a run."""
     names: Iterable[str] = ("tncompress", "torch", "numpy")
     threads = torch.get_num_threads()
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"

@@ -1,4 +1,4 @@
-"""Training for a stated number of steps with the data in memory: one loop for every row of a table."""
+"""Train every row of a table by the same loop: a given number of steps, with the data in memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import tnc
-from tnc.data import Images
+from tnc.demo.data import Images
 
-__all__ = ["TRIAL", "Batches", "Data", "Recipe", "Split", "accuracy", "device", "fit", "pace", "split"]
+__all__ = ["TRIAL", "Batches", "Data", "Recipe", "Split", "accuracy", "augment", "device", "fit", "pace", "split"]
 
 
 class Split(NamedTuple):
@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What weights are fitted on, what is chosen on, what is reported; mean and deviation of an input's channels."""
+    """The splits to fit weights on, to choose on and to report; mean and standard deviation of the input channels."""
 
     train: Split
     validation: Split
@@ -36,26 +36,35 @@ class Data(NamedTuple):
     std: Tensor
 
     def prepared(self, x: Tensor) -> Tensor:
-        """Inputs as a network takes them."""
+        """Inputs as the network takes them: bytes become standardized floats, features stay."""
         return x.to(self.mean.device, torch.float32).sub_(self.mean).div_(self.std) if x.dtype == torch.uint8 else x
 
 
 TRIAL = 0.2
-"""Share of the steps after which a learning rate is judged."""
+"""Length of a trial of a learning rate, as a share of the steps."""
 LEAST = 200
-"""Steps of such a trial at least: the first few hundred favour rates under which random gates hardly move."""
+"""The smallest number of steps of a trial.
+
+In the first few hundred steps, learning rates under which random gates hardly move look best.
+"""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A schedule of `tnc.nn.heal`, whose rates mean the same to a factorized weight and to a dense one.
+    """A schedule of `tnc.nn.heal`. Its learning rates mean the same to factorized and to dense weights.
 
     Attributes
     ----------
     epochs : float
-        Passes over the training split, of the full schedule.
+        Passes over the training split in the full schedule.
+    batch : int
+        Examples per step.
     rates : tuple of float
-        Of several, every row takes the one that does best on the validation split in a trial.
+        Learning rates. If there are several, every row uses the one that is best on the validation split in a trial.
+    decay : float
+        Weight decay.
+    augmented : bool
+        Whether training images are flipped and shifted at random.
     taught : bool
         Whether half of the loss is the distillation of the trained dense network.
     smoothing : float
@@ -75,11 +84,11 @@ class Recipe:
         return max(1, round(self.epochs * size / self.batch))
 
     def trial(self, steps: int) -> int:
-        """Steps after which a learning rate is judged, in a schedule of so many."""
+        """Steps of a trial of a learning rate, in a schedule of `steps` steps."""
         return min(steps, max(round(TRIAL * steps), LEAST))
 
     def affordable(self, total: float, seeds: int) -> int:
-        """The longest schedule that takes `total` steps for all seeds and one trial of every rate."""
+        """Steps of the longest schedule for which all seeds and one trial of every rate take at most `total` steps."""
         trials = len(self.rates) if len(self.rates) > 1 else 0
         long = min(total / (seeds + TRIAL * trials), (total - LEAST * trials) / seeds)
         return int(max(long, total / (seeds + trials)))
@@ -97,18 +106,21 @@ class Recipe:
 
 
 def device() -> torch.device:
-    """Where training runs: a GPU where there is one."""
+    """The device to train on: a GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def split(images: Images, held_out: float = 0.1, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Data:
-    """The last `held_out` of the training images become the validation split.
+    """Split images; the last ones of the training images become the validation split.
 
     Parameters
     ----------
+    images : Images
+    held_out : float
+        Share of the training images that become the validation split.
     mean, std : tuple of float
-        Of the channels, in units of 0 to 1, where a trained network fixes them; else those of the rest of the training
-        images.
+        Mean and standard deviation of each channel, for pixels from 0 to 1, if a trained network fixes them. If they
+        are empty, those of the other training images are used.
     """
 
     def pairs(x: np.ndarray, y: np.ndarray) -> Split:
@@ -129,9 +141,27 @@ def split(images: Images, held_out: float = 0.1, mean: tuple[float, ...] = (), s
 
 
 class Batches:
-    """Prepared batches of a split, `steps` of them, or one and those before `deadline`.
+    """Prepared batches of a split: `steps` of them, or fewer if the deadline passes, but at least one.
 
-    Every example comes once per epoch, in a new order each time; `taken` says how many batches there were.
+    Every example comes once per epoch, in a new order in each epoch. The attribute `taken` counts the batches.
+
+    Parameters
+    ----------
+    data : Data
+    part : Split
+        The split of `data` to take examples from.
+    batch : int
+        Examples per batch.
+    steps : int
+        Number of batches.
+    seed : int
+        Seed of the order and of the augmentation.
+    augmented : bool
+        Whether images are flipped and shifted at random.
+    shuffled : bool
+        Whether examples come in random order.
+    deadline : float
+        Time of `time.perf_counter` after which no batch begins.
     """
 
     def __init__(
@@ -152,7 +182,7 @@ class Batches:
 
     @classmethod
     def once(cls, data: Data, part: Split, batch: int = 500, **options: Any) -> Batches:
-        """All of a split, in order."""
+        """All examples of a split once, in order."""
         return cls(data, part, batch=batch, steps=-(-len(part.y) // min(batch, len(part.y))), shuffled=False, **options)
 
     def __len__(self) -> int:
@@ -166,7 +196,7 @@ class Batches:
             self.taken += 1
             index = self._drawn() if self.shuffled else slice(step * self.batch, (step + 1) * self.batch)
             x = self.data.prepared(self.part.x[index].to(place))
-            yield (_augment(x, self.generator) if self.augmented else x), self.part.y[index].to(place)
+            yield (augment(x, self.generator) if self.augmented else x), self.part.y[index].to(place)
 
     def _drawn(self) -> Tensor:
         if len(self.order) < self.batch:
@@ -175,8 +205,11 @@ class Batches:
         return index
 
 
-def _augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
-    """Every image flipped or not, and shifted by up to `margin` pixels; what comes in has the mean's colour."""
+def augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
+    """Flip every image ``[n, c, h, w]`` or not, and shift it by up to `margin` pixels.
+
+    Pixels that enter at the border are 0, which is the mean of standardized images.
+    """
     n, _, height, width = x.shape
     flips = torch.rand(n, generator=rng).to(x.device) < 0.5
     x = nn.functional.pad(torch.where(flips[:, None, None, None], x.flip(3), x), [margin] * 4)
@@ -187,16 +220,42 @@ def _augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
     )
 
 
-def fit(model: nn.Module, batches: Batches, recipe: Recipe, rate: float, teacher: nn.Module | None = None) -> int:
-    """Train `model` in place, one pass over `batches`; the steps taken."""
-    options = {"lr": rate, "weight_decay": recipe.decay, "teacher": teacher if recipe.taught else None}
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    rate: float,
+    teacher: nn.Module | None = None,
+    core_rate: float | None = None,
+) -> int:
+    """Train `model` in place for one pass over `batches`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    batches : Batches
+    recipe : Recipe
+    rate : float
+        Learning rate.
+    teacher : torch.nn.Module, optional
+        The trained dense network, used if the recipe asks for distillation.
+    core_rate : float, optional
+        Relative learning rate of cores.
+
+    Returns
+    -------
+    int
+        The number of steps taken.
+    """
+    options: dict[str, Any] = {"lr": rate, "core_lr": core_rate, "weight_decay": recipe.decay}
+    options["teacher"] = teacher if recipe.taught else None
     loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options)
     return batches.taken
 
 
 def pace(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None, steps: int = 3) -> float:
-    """Seconds a step takes, measured on a copy after a step to warm up."""
+    """Seconds per training step, measured on a copy of the model after one step to warm up."""
     model = copy.deepcopy(model)
     for count in (1, steps):
         batches = Batches(data, data.train, batch=recipe.batch, steps=count, augmented=recipe.augmented)
@@ -207,7 +266,7 @@ def pace(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Data, part: Split) -> float:
-    """Share of a split whose label has the largest output."""
+    """Share of the examples of a split for which the output of the label is the largest."""
     model.eval()
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in Batches.once(data, part))
     return right / len(part.y)

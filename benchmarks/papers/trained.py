@@ -1,8 +1,8 @@
-"""Networks that others trained, in our modules: where compression starts from something real.
+"""Networks that others have trained, loaded into our modules: compression of real weights.
 
-VGG-16 and ResNet-56 on CIFAR-10 come out of a package, whose files are pickles of whole models: they are read with
-stand-ins for their classes, so that nothing of theirs runs, and only the tensors are kept. ResNets with the paper's
-shortcuts (those of akamaster/pytorch_resnet_cifar10) are read from ``cifar_resnets`` in the folder of ``TNC_DATA``.
+VGG-16 and ResNet-56 on CIFAR-10 come from a package whose files are pickles of whole models. They are read with inert
+classes in place of theirs, so that none of their code runs, and only the tensors are kept. ResNets with the shortcuts
+of the paper (those of akamaster/pytorch_resnet_cifar10) are read from ``cifar_resnets`` in the folder of ``TNC_DATA``.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from benchmarks.papers import networks
 from benchmarks.papers.data import DataError, folder
-from tnc.data import Package, cache_folder, from_package
+from tnc.demo.data import Package, from_package
+from tnc.settings import cache_folder
 
 __all__ = ["IMAGENET", "UNIT", "Moments", "resnet", "resnet56_b", "tensors", "vgg16_bn"]
 
 
 class Moments(NamedTuple):
-    """What a network was trained to see subtracted and divided by, channel by channel, for pixels from 0 to 1."""
+    """Mean and standard deviation per channel that the training of a network used, for pixels from 0 to 1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 UNIT = Moments((0, 0, 0), (1, 1, 1))
-"""Of `vgg16_bn` and `resnet56_b`: pixels from 0 to 1 as they are."""
+"""For `vgg16_bn` and `resnet56_b`: pixels from 0 to 1 are not changed."""
 IMAGENET = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Of `resnet`."""
+"""For `resnet`."""
 
 PACKAGE = Package("torch-optim==0.0.4", "04a0ca012ae28d85148f116c593f3fad2fb2e1d27ed788da8ac963078e4b3625")
 RESNETS = "cifar_resnets"
@@ -67,7 +68,7 @@ def resnet56_b() -> nn.Module:
 
 
 def resnet(depth: int, data: str = "cifar10") -> nn.Module:
-    """The ResNet of 20, 32 or 56 layers out of ``TNC_DATA``: 91.73, 92.63 and 93.39 % on the test images of CIFAR-10.
+    """The ResNet of 20, 32 or 56 layers from ``TNC_DATA``: 91.73, 92.63 and 93.39 % on the test images of CIFAR-10.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def resnet(depth: int, data: str = "cifar10") -> nn.Module:
 
 
 def _packaged(model: nn.Module, name: str) -> nn.Module:
-    """`model` with the tensors of one file of the package, out of the cache where they are there."""
+    """Load the tensors of one file of the package into `model`, from the cache if they are there."""
     path = cache_folder() / f"{name}-{PACKAGE.sha256[:12]}.safetensors"
     try:
         model.load_state_dict(load_file(path))
@@ -122,14 +123,14 @@ def _packaged(model: nn.Module, name: str) -> nn.Module:
 
 
 class _Inert:
-    """Stands in for every class that a pickled model names: it has attributes and does nothing."""
+    """Used in place of every class that a pickled model names: it has attributes and no code."""
 
 
 def tensors(file: IO[bytes]) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a whole model that `torch.save` pickled, in the order of its layers.
 
-    Whatever the file names that torch does not hold to be data is replaced by an inert class, which takes no
-    arguments: no code of the file's choice runs.
+    Every class that torch does not know as plain data is replaced by an inert class, which takes no arguments. Thus no
+    code that the file names is run.
 
     Raises
     ------

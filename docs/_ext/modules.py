@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -14,16 +15,18 @@ from sphinx.util.docutils import SphinxDirective
 class Modules(SphinxDirective):
     """``automodule`` for a package and its modules, in alphabetical order; packages inside are left out.
 
-    The door, `tnc` itself, only repeats names of its modules and is described by hand.
+    The door, `tnc` itself, only repeats names of its modules and is described by hand. ``:inside:`` leaves out the
+    package itself, whose names a package above it repeats.
     """
 
     required_arguments = 1
-    option_spec: ClassVar[dict[str, Any]] = {"except": str.split}
+    option_spec: ClassVar[dict[str, Any]] = {"except": str.split, "inside": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         package = self.arguments[0]
         inside = [found.name for found in pkgutil.iter_modules(import_module(package).__path__) if not found.ispkg]
-        names = [package, *(f"{package}.{name}" for name in inside if name not in self.options.get("except", []))]
+        names = [] if "inside" in self.options else [package]
+        names += (f"{package}.{name}" for name in inside if name not in self.options.get("except", []))
         text = "\n".join(f".. automodule:: {name}\n   :members:\n" for name in names if name != "tnc")
         return self.parse_text_to_nodes(text)
 

@@ -1,1 +1,1 @@
-"""First-party decompositions, registered through entry points like anyone's."""
+"""The decompositions of this project. They are registered by entry points, as other plugins are."""

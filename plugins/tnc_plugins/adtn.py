@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias
 
 from tnc import Decomposition, Network
 from tnc.contract import ACTIVATIONS
@@ -13,33 +11,31 @@ from tnc.errors import RankError, WeightError
 from tnc.typing import Array, Rank, Shape
 from tnc_plugins.brickwall import first, train, wall
 from tnc_plugins.digits import base, sites
-from tnc_plugins.gates import deepen, widen
+from tnc_plugins.gates import Progress, deepen, orthogonal, widen
 
 __all__ = ["ADTN"]
-
-Progress: TypeAlias = Callable[[int, int, float], None] | None
 
 
 @dataclass(frozen=True)
 class ADTN(Decomposition):
     """``W = L_M s(... s(L_1 v))``: Q sites of size d, ``v = [1, 0, ...]`` at each, layers of Q - 1 gates d x d x d x d.
 
-    Gates of the first column keep d x d: ``d^2 floor(Q/2) + d^4 (floor((Q-1)/2) + (Q-1) (M-1))`` parameters, 424 for
-    512 -> 4096 -> 4096 at M = 1. Every axis is padded to a power of d; a fit masks the padding.
+    Gates of the first column are d x d: ``d^2 floor(Q/2) + d^4 (floor((Q-1)/2) + (Q-1) (M-1))`` parameters, 424 for
+    512 -> 4096 -> 4096 at M = 1. Every axis is padded to a power of d. A fit ignores the padding.
 
-    A generator to train in its network, not an approximator: M = 1 is a tensor train of rank d (fitted in closed
-    form; a matrix of rank at most d^2), more is fitted by gradient; a truncated SVD is mostly nearer at equal size.
+    It is meant for training inside a model. As an approximation a truncated SVD of equal size is mostly better. M = 1
+    is a tensor train of rank d (a matrix of rank at most d^2), fitted in closed form; more layers need a gradient fit.
 
     Parameters
     ----------
     depth : int, optional
-        Layers M; the rank is the gate dimension d. With None the rank is the depth, at most 16.
+        Number of layers M. The rank is the gate dimension d. With None the rank is the depth, at most 16.
     activation : str
-        ``s``: a key of `tnc.contract.ACTIVATIONS`. The last layer is linear.
+        The function ``s``, a key of `tnc.contract.recipes.ACTIVATIONS`. The last layer is linear.
     dimension : int
-        The least d. A larger one, up to the rank, may pad a weight to 8 times its size at most.
+        The smallest d. A larger one, up to the rank, is used if it pads a weight to at most 8 times its size.
     steps : int, optional
-        Of the gradient fit; by default at most 800, fewer for large weights.
+        Steps of the gradient fit. By default at most 800, and fewer for large weights.
 
     References
     ----------
@@ -70,10 +66,14 @@ class ADTN(Decomposition):
             raise WeightError(f"a weight of shape {tuple(shape)} has fewer than two sites for {self}")
         return wall(axes, d, self.depth or min(int(rank), 16), self.activation)
 
+    def random(self, network: Network, shape: Shape, *, seed: int = 0) -> list[Array]:
+        """Random orthogonal gates (see `tnc_plugins.gates.orthogonal`)."""
+        return orthogonal(network, seed)
+
     def fit(
         self, x: Array, network: Network, *, seed: int = 0, metric: Array | None = None, progress: Progress = None
     ) -> list[Array]:
-        """Closed form at depth 1, gradient beyond; `progress` gets the step, the number of steps and the error."""
+        """Fit in closed form at depth 1, else by gradient; `progress` gets the step, the number of steps, the error."""
         exact = super().fit(x, train(bottom := first(network)), seed=seed, metric=metric)
         if bottom is network:
             return widen(exact, network)

@@ -1,4 +1,4 @@
-"""The brick wall of ADTN: two columns of two-site gates per network, network feeding network."""
+"""The brick wall of ADTN: each layer is a network of two columns of two-site gates, and feeds the next layer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ __all__ = ["first", "train", "wall"]
 
 
 def wall(axes: Sequence[Sequence[str]], dimension: int, depth: int, activation: str) -> Network:
-    """`depth` layers of gates on the sites of all axes in row-major order, the first on ``[1, 0, ...]`` at each site.
+    """`depth` layers of gates on the sites of all axes in row-major order.
 
-    A layer on Q sites has gates on (0, 1), (2, 3), ... and then on (1, 2), (3, 4), ...: Q - 1 gates of indices
-    ``out out in in``. In the first layer the first column meets the constant vectors: its gates keep ``out out``.
-    Where Q is odd, the layer's last gate meets one, too, by its index ``v`` (see `tnc.network.Feed`), and the
-    neighbour it hangs on comes first among the layer's cores.
+    The first layer acts on the vector ``[1, 0, ...]`` at each site. A layer on Q sites has gates on (0, 1), (2, 3), ...
+    and then on (1, 2), (3, 4), ...: Q - 1 gates with the indices ``out out in in``. In the first layer the gates of the
+    first column act on constant vectors, and have only ``out out``. If Q is odd, the last gate of the layer acts on a
+    constant vector, too, by its index ``v`` (see `tnc.network.Feed`). Its neighbour is then the layer's first core.
+
+    Parameters
+    ----------
+    axes : sequence of sequence of str
+        The names of the sites of each axis.
+    dimension : int
+        The size of a site.
+    depth : int
+        The number of layers.
+    activation : str
+        The function between layers.
     """
     right = " ".join(f"({' '.join(axis)})" for axis in axes)
     outer, network = [site for axis in axes for site in axis], None
@@ -37,7 +48,7 @@ def _network(pattern: str, dimension: int, feed: Feed | None = None) -> Network:
 
 
 def _layer(outer: Sequence[str], fed: bool) -> list[str]:
-    """Operands of one layer; the fed tensor, or what stands for it, comes first."""
+    """The operands of one layer. The tensor from the layer below is the first one."""
     size = len(outer)
     middle = [outer[0], *(f"r{k}" for k in range(1, size - 1)), outer[-1]]  # between the columns
     inside = [f"f{k}" for k in range(size)]
@@ -52,14 +63,14 @@ def _layer(outer: Sequence[str], fed: bool) -> list[str]:
 
 
 def first(network: Network) -> Network:
-    """The layer at the bottom, which acts on constant vectors."""
+    """The first layer, which acts on constant vectors."""
     while network.feed is not None and "v" not in network.sizes:
         network = network.feed.network
     return network
 
 
 def train(network: Network) -> Network:
-    """The tensor train that a first layer is: its own network, without the constant vector where it meets one."""
+    """The tensor train that a first layer is: its network without the constant vector."""
     cores = [" ".join(name for name in core if name != "v") for core in network.operands]
     sizes = {name: size for name, size in network.sizes.items() if name != "v"}
     return Network(f"{', '.join(cores)} ->{network.pattern.partition('->')[2]}", sizes)

@@ -28,12 +28,12 @@ class BTT(Decomposition):
     order : int, optional
         Modes per matrix axis: 3 for a matrix, 1 for kernels and stacks. Core ``G`` grows with its power.
     rows, columns : tuple of int, optional
-        The factors themselves; as many of one as of the other for a matrix.
+        The factors themselves; for a matrix as many rows as columns.
 
     Raises
     ------
     WeightError
-        The factors cannot hold the weight or make no pairs, or there is no term.
+        The factors cannot hold the weight or cannot be paired, or there is no term.
 
     References
     ----------

@@ -16,8 +16,8 @@ class CP(Decomposition):
     """``X[i_1, ..., i_N] = sum_r U_1[i_1, r] ... U_N[i_N, r]``, fitted by alternating least squares.
 
     Core shapes ``(I_n, R)``, parameters ``R sum I_n``. The kernel axes of a convolution are one mode, so that
-    the layer is a 1 x 1, a depthwise and a 1 x 1 convolution. The best approximation of a rank need not
-    exist (cancelling terms that grow): the ridge of `tnc.fit.als` bounds them.
+    the layer is a 1 x 1, a depthwise and a 1 x 1 convolution. A best approximation of given
+    rank may not exist, because terms can grow and cancel. The ridge of `tnc.fit.als` bounds them.
 
     Parameters
     ----------

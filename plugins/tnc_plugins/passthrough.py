@@ -1,4 +1,4 @@
-"""From a classical format to its semi-tensor form: part of a mode passes by its core to the bond's other end."""
+"""From a classical format to its semi-tensor form: part of a mode moves from its core to the other end of a bond."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tnc.typing import Rank, Shape
 __all__ = ["Ratio", "semitensor", "step"]
 
 Ratio: TypeAlias = int | tuple[int, ...]
-"""One ratio ``t`` for every bond that meets a row or column mode, or one per bond."""
+"""One ratio ``t`` for every bond of a core with a row or column mode, or one per bond."""
 
 
 def step(t: Ratio) -> int:
-    """The smallest rank that every ratio divides; a `RankError` where they are no numbers of at least 1."""
+    """The smallest rank that every ratio divides. A `RankError` if one is not a whole number of at least 1."""
     ratios = t if isinstance(t, tuple) else (t,)
     if not ratios or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in ratios):
         raise RankError(f"t={t!r}: whole numbers of at least 1 are needed, one or one per bond")
@@ -28,9 +28,21 @@ def step(t: Ratio) -> int:
 def semitensor(classical: Any, t: Ratio, end: int, shape: Shape, rank: Rank) -> Network:
     """The network of `classical` with semi-tensor products ``G ⋉ H = G (H ⊗ I_t)`` at its bonds.
 
-    `H` has the mode ``I = (i s)`` and the bond ``R = (r s)``; their common fast index `s` of size `t` leaves it
-    and stands in `G` and on the right: ``H`` shrinks to ``(R/t, I/t)``, ``G`` keeps its size. `end` says where the
-    bond stands in the cores `H`: first in a chain (0), last in a Tucker factor (-1).
+    `H` has the mode ``I = (i s)`` and the bond ``R = (r s)``; their common fast index `s` of size `t` moves
+    to `G` and to the right: ``H`` shrinks to ``(R/t, I/t)``, ``G`` keeps its size.
+
+    Parameters
+    ----------
+    classical : Decomposition
+        The classical format, with the fields `rows` and `columns`.
+    t : int or tuple of int
+        The ratio, or one ratio per bond.
+    end : int
+        Position of the bond in the cores `H`: first in a chain (0), last in a Tucker factor (-1).
+    shape : tuple of int
+        Shape of the weight.
+    rank : int or sequence of int
+        The ranks of the classical format.
 
     Raises
     ------

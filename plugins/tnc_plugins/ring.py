@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from tnc import Decomposition, Network
 from tnc.contract import contract, pad
 from tnc.fit import als, tensorize, tree_svd, unfold
-from tnc.linalg import balance, left_svd, like, norm
+from tnc.fit.linalg import balance, left_svd, like, norm
 from tnc.modes import modes
 from tnc.typing import Array, Rank, Shape
 
@@ -23,7 +23,7 @@ class Ring(Decomposition):
     """``X[i_1, ..., i_N] = tr G_1[i_1] ... G_N[i_N]``: row modes, then the kernel as one mode, then column modes.
 
     Core shapes ``(R_k, I_k, R_k+1)``, ``R_N = R_0``; parameters ``sum R_k I_k R_k+1``. Alternating least squares from
-    TR-SVDs, one for each place at which the ring may be cut open.
+    TR-SVDs, one for each position at which the ring can be cut open.
 
     Parameters
     ----------
@@ -60,20 +60,20 @@ class Ring(Decomposition):
 
 
 def _cut(x: Array, network: Network, k: int, seed: int) -> list[Array]:
-    """TR-SVD from core `k` on: its two bonds share its singular vectors, a chain takes the rest."""
+    """TR-SVD that starts with core `k`: its two bonds share its singular vectors. A chain is fitted to the rest."""
     xp, size, names = array_namespace(x), dict(network.sizes), network.operands[k:] + network.operands[:k]
     left, right, rows = names[0][0], names[1][0], tuple(i for i in names[0] if i in network.outer)
     tensor = tensorize(x, network)
     matrix, rest = unfold(tensor, network.outer, rows)
     most = min(matrix.shape)
     size[left] = min(size[left], max(isqrt(most), most // size[right]))
-    size[right], held = min(size[right], most // size[left]), (*rows, left, right)
-    basis = xp.reshape(left_svd(matrix, size[left] * size[right], seed=seed), tuple(size[i] for i in held))
+    size[right], kept = min(size[right], most // size[left]), (*rows, left, right)
+    basis = xp.reshape(left_svd(matrix, size[left] * size[right], seed=seed), tuple(size[i] for i in kept))
     pattern = f"{', '.join(map(' '.join, names[1:]))} -> {' '.join((right, *rest, left))}"
     chain = Network(pattern, {i: size[i] for core in names[1:] for i in core})
-    tail, _ = tree_svd(contract([held, network.outer], chain.outer, [basis, tensor]), chain, seed=seed)
+    tail, _ = tree_svd(contract([kept, network.outer], chain.outer, [basis, tensor]), chain, seed=seed)
     rng, cores = np.random.default_rng(seed), []
-    for core, indices in zip(balance([contract([held], names[0], [basis]), *tail]), names, strict=True):
+    for core, indices in zip(balance([contract([kept], names[0], [basis]), *tail]), names, strict=True):
         full = tuple(network.sizes[i] for i in indices)  # noise where it has zeros: no sweep would leave them
         noise = like(0.1 * norm(core) * prod(core.shape) ** -0.5 * rng.standard_normal(full), x)
         cores.append(pad(core, full) + noise * (1 - pad(xp.ones_like(core), full)))

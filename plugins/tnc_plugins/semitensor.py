@@ -1,7 +1,7 @@
 """Semi-tensor product formats: Tucker, train and ring whose cores are multiplied by ``A ⋉ B = A (B ⊗ I_t)``.
 
-Each is its classical format on a regrouped tensor, fitted by the same closed form: the network says it all. At
-equal parameters none of them is better than another in general; compare rank ``R`` here with ``R / t`` there.
+Each is its classical format on a tensor with regrouped modes, and has the same closed-form fit. With equal numbers of
+parameters no format is better in general. Compare rank ``R`` here with rank ``R / t`` of the classical format.
 
 References: Zhao, Liu, Huang and Zhu (2021); Cheng (2011) for the semi-tensor product.
 """

@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition: the baseline of every table."""
+"""Truncated singular value decomposition, the baseline for all other formats."""
 
 from __future__ import annotations
 

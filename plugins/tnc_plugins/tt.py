@@ -17,7 +17,7 @@ class TT(Decomposition):
 
     Core shapes ``(R_k-1, I_k, R_k)`` with ``R_0 = R_N = 1``, parameters ``sum R_k-1 I_k R_k``. The bond between
     rows and columns is the rank of the matrix, so a truncated SVD is the case where the other bonds are full
-    (with ``order=1`` it is all there is); the interleaved `mpo` has no such case.
+    (with ``order=1`` there are no others). The interleaved `mpo` has no such case.
 
     The kernel axes of a convolution are one mode with a core of its own *between* rows and columns, as in a
     tensor ring: the factorized forward is 1 x 1 convolutions around one with the kernel. A stack comes first.

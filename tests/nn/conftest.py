@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,8 @@ from array_api_compat import torch as xp  # noqa: E402 - after the check that to
 from tests.nn.clouds import QUIET, loader, net  # noqa: E402
 from tnc.contract import dense  # noqa: E402
 from tnc.fit import random_cores  # noqa: E402
-from tnc.nn.execution import EXECUTIONS  # noqa: E402
+from tnc.nn.layers.roles import roles_of  # noqa: E402
+from tnc.nn.runtime.schedule import EXECUTIONS  # noqa: E402
 
 METHODS = ("svd", "mpo(order=2)", "tucker")
 TIGHT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -45,14 +47,16 @@ def dtype(request):
 
 def plant(model, method="svd", rank=2):
     """Give every weight of two or more axes the format of `method` at `rank`, as large as it was; the same model."""
-    made = tnc.Rule("*", method, rank).decomposition
+    rule, number = tnc.Rule("*", method, rank), count()
     with torch.no_grad():
-        for k, weight in enumerate(model.parameters()):
-            if weight.ndim >= 2:
-                network = made.network(tuple(weight.shape), rank).clipped()
-                assert network.shape == tuple(weight.shape), "cutting padding off would spoil the format"
-                wide = dense(network, random_cores(torch.empty(0, dtype=torch.float64), network, k), xp=xp)
-                weight.copy_(wide * (weight.double().std() / wide.std()))
+        for module in model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                k, shape = next(number), tuple(weight.shape)
+                if weight.ndim >= 2:
+                    network = rule.decomposed(shape, roles_of(module, name, shape)).network(shape, rank).clipped()
+                    assert network.shape == shape, "cutting padding off would spoil the format"
+                    wide = dense(network, random_cores(torch.empty(0, dtype=torch.float64), network, k), xp=xp)
+                    weight.copy_(wide * (weight.double().std() / wide.std()))
     return model
 
 
@@ -83,10 +87,17 @@ def compressed(model, method="svd", rank=2, **options):
     """A compressed copy whose weights of two or more axes are all factorized, without loss."""
     model = tnc.compress(copy.deepcopy(model), method, rank=rank, **options)
     rows = model.tnc_report.rows
-    weights = [name for name, p in model.named_parameters() if p.ndim >= 2 and "cores." not in name]
-    left = [name for name in weights if ".parametrizations." not in f".{name}"]
-    assert rows and not left and {row.method for row in rows} <= {str(tnc.decompositions.parse(method)), "tied"}
+    weights = [name for name, p in model.named_parameters() if p.ndim >= 2 and ".tnc_" not in f".{name}"]
+    assert rows and not weights and {row.method for row in rows} <= {str(tnc.decompositions.parse(method)), "tied"}
     return model
+
+
+def ran(model, inputs, keywords):
+    """The output of a model for copies of these inputs, and the gradients of the copies."""
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) if torch.is_tensor(x) else x for x in inputs]
+    output = model(*leaves, **keywords)
+    total(output).backward()
+    return output, [x.grad for x in leaves if torch.is_tensor(x) and x.grad is not None]
 
 
 def agree(model, method, *inputs, dtype=torch.float64, execution="auto", rank=2, **keywords):
@@ -94,15 +105,9 @@ def agree(model, method, *inputs, dtype=torch.float64, execution="auto", rank=2,
     model = plant(model.to(dtype), method, rank)
     small = compressed(model, method, rank, execution=execution)
     inputs = [x.to(dtype) if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs]
-    results = []
-    for one in (model, small):
-        leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) if torch.is_tensor(x) else x for x in inputs]
-        output = one(*leaves, **keywords)
-        total(output).backward()
-        grads = [x.grad for x in leaves if torch.is_tensor(x) and x.grad is not None]
-        results.append((output, grads))
-    assert gap(results[1][0], results[0][0]) < TIGHT[dtype]
-    assert gap(results[1][1], results[0][1]) < TIGHT[dtype]
+    expected, found = (ran(one, inputs, keywords) for one in (model, small))
+    assert gap(found[0], expected[0]) < TIGHT[dtype]
+    assert gap(found[1], expected[1]) < TIGHT[dtype]
     for name, parameter in small.named_parameters():
         assert parameter.grad is not None and parameter.grad.any(), f"no gradient reaches {name}"
     back = tnc.nn.uninstall(copy.deepcopy(small))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.papers import data
 from benchmarks.papers.data import cifar
-from tnc.data import Images, idx_sha256
+from tnc.demo.data import Images, idx_sha256
 
 
 def tiny(train: int, test: int, classes: int = 10, shape=(32, 32, 3)) -> Images:

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.papers import data
 from benchmarks.papers.data import cifar
 from tests.papers.distributed import assert_same, binary, grid, idx, in_batches, publish, python2, tiny, write_ten
-from tnc.data import IDX_NAMES, DataError
+from tnc.demo.data import IDX_NAMES, DataError
 
 pytestmark = pytest.mark.usefixtures("root")
 

@@ -137,7 +137,7 @@ def test_rules_factorize_the_maps_of_vgg_with_the_published_count():
         tnc.Rule("classifier.fc3.weight", mpo((1, 10, 1, 1, 1), hidden), 4),
     ]
     tnc.nn.tensorize(model, rules)
-    cores = [p for name, p in model.named_parameters() if ".cores." in name]
+    cores = [p for name, p in model.named_parameters() if ".tnc_weight." in name]
     assert sum(p.numel() for p in cores) == 10_944
     assert step(model, "vgg16-map").isfinite().all()
     assert all(p.grad.any() for p in cores)
@@ -154,4 +154,4 @@ def test_maps_of_a_wide_resnet_are_never_dense(way):
         model = networks.build("wrn-20-4-map", linear=linear)
     assert sum(p.numel() for p in model.parameters()) == 4_298_970 - 2 * 9 * 256**2 + 2 * 1568
     assert step(model, "wrn-20-4-map").isfinite().all()
-    assert all(p.grad.isfinite().all() and p.grad.any() for n, p in model.named_parameters() if ".cores." in n)
+    assert all(p.grad.isfinite().all() and p.grad.any() for n, p in model.named_parameters() if ".tnc_weight." in n)

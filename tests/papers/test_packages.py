@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.papers import data
 from benchmarks.papers.data import cifar, fetch
 from tests.papers.distributed import assert_same, binary, idx, publish, tiny, write_ten
-from tnc.data import IDX_NAMES, DataError, Images, Package
+from tnc.demo.data import IDX_NAMES, DataError, Images, Package
 
 pytestmark = pytest.mark.usefixtures("root")
 

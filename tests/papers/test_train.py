@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402 - after the check that torch is here
 
 from benchmarks.papers.features import features, standardized, trunk  # noqa: E402
 from benchmarks.papers.train import Batches, Data, Recipe, Split, accuracy, fit, split  # noqa: E402
-from tnc.data import Images  # noqa: E402
+from tnc.demo.data import Images  # noqa: E402
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.papers import data, networks, trained
-from tnc import data as core
-from tnc.data import DataError, Package, cache_folder
+from tnc.demo import data as core
+from tnc.demo.data import DataError, Package
+from tnc.settings import cache_folder
 
 REAL = os.environ.get("TNC_DATA", "")
 IS_CACHED = (cache_folder() / "cifar10.npz").is_file()

@@ -9,10 +9,11 @@ import pytest
 
 import tnc
 from tnc import Decomposition
-from tnc.contract import apply_plan, dense, rebuilds, recipe
+from tnc.contract import dense, rebuilds, recipe
+from tnc.contract.inputs import apply_plan
 from tnc.errors import RankError, WeightError
-from tnc.gradient import descend
-from tnc.linalg import relative_error
+from tnc.fit.gradient import descend
+from tnc.fit.linalg import relative_error
 from tnc.testing import assert_conforms
 from tnc_plugins.adtn import ADTN
 from tnc_plugins.brickwall import first, train
@@ -67,6 +68,7 @@ def test_the_published_424_parameters():
     assert sum(counts) == 424
 
 
+@pytest.mark.pairwise("a count is a product of what each of them gives")
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(2, 2), (8, 4), (16, 16), (4, 4, 3, 3), (8, 16, 1, 1), (2, 4, 40)])
@@ -80,6 +82,7 @@ def test_counts(shape, depth, dimension):
     assert tnc.Network.from_json(network.to_json()) == network
 
 
+@pytest.mark.pairwise("shape, depth, dimension and activation enter at different places")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dimension", [2, 3])
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -270,3 +273,25 @@ def test_decoding_never_permutes_or_outgrows_the_weight():
             count += sum(work.many * work.m * work.n >= 2**23 for work in made.plan.work)
             made = made.inner
         assert count == passes
+
+
+@pytest.mark.parametrize(("shape", "depth"), [((32, 64), 1), ((32, 64), 3), ((10, 84), 2)])
+def test_training_starts_from_orthogonal_gates(shape, depth):
+    """They spread the norm over the entries of the weight: Gaussian gates put it into few of them."""
+    kurtosis = []
+    for made in (ADTN.random, Decomposition.random):
+        own = []
+        for seed in range(20):
+            adtn = ADTN(depth=depth)
+            network = adtn.network(shape, 2)
+            cores = made(adtn, network, shape, seed=seed)
+            assert [core.shape for core in cores] == list(network.core_shapes)
+            if made is ADTN.random:
+                for core in cores:
+                    gate = core.reshape(4, -1)
+                    assert np.allclose(gate.T @ gate, np.eye(gate.shape[1]))
+            weight = dense(network, cores, shape)
+            own.append(np.mean(weight**4) / np.mean(weight**2) ** 2)
+        kurtosis.append(np.median(own))
+    assert kurtosis[0] < kurtosis[1] * (0.9 if depth == 1 else 0.6)
+    assert any(np.any(a != b) for a, b in zip(made(adtn, network, shape, seed=1), cores, strict=True))

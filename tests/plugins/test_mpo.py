@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tnc
+from tests.conformance import shapes_for
 from tnc import Factorization
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
@@ -36,7 +37,7 @@ def networks(layers):
 
 @pytest.mark.parametrize("decomposition", ["mpo", "mpo(order=1)", "mpo(order=2)", "mpo(order=5)"])
 def test_conforms(decomposition, xp):
-    assert_conforms(decomposition, xp, recovers=1e-10)
+    assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes_for(xp))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import tensorly
 from tensorly.decomposition import tensor_ring_als
 
 import tnc
+from tests.conformance import shapes_for
 from tests.errors import error_of
 from tnc import Factorization
 from tnc.contract import dense
@@ -21,7 +22,7 @@ Ring = tnc.decompositions["ring"]
 @pytest.mark.slow
 @pytest.mark.parametrize("decomposition", ["ring", "ring(order=1)"])
 def test_conforms(decomposition, xp):
-    assert_conforms(decomposition, xp, recovers=1e-6)
+    assert_conforms(decomposition, xp, recovers=1e-6, shapes=shapes_for(xp, cycles=True))
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -58,7 +59,8 @@ def test_the_start_helps(rng):
     # Ranks above what a mode can use: TR-SVD alone would leave zeros, and least squares would never leave them.
     weight = rng.standard_normal((16, 16))
     network = Ring().network((16, 16), 5)
-    assert error_of(weight, Ring(), network) <= 1.05 * error_of_random(weight, network)
+    # Where both represent the weight exactly, what is left is rounding.
+    assert error_of(weight, Ring(), network) <= max(1.05 * error_of_random(weight, network), 1e-12)
 
 
 def error_of_random(weight, network):
@@ -81,7 +83,11 @@ def test_no_worse_than_tensorly(place, rng):
         (lambda: Ring(rows=(2, 3)).network((8, 8), 2), WeightError, "cannot hold"),
         (lambda: Ring().network((8, 8), (1, 2)), RankError, "2 entries, but .* has 4 bonds"),
         (lambda: Ring().network((8, 8), 0), RankError, "rank 0"),
-        (lambda: Ring().fit(np.eye(8), Ring().network((8, 8), 2), metric=np.eye(8)), WeightError, "ring has no fit"),
+        (
+            lambda: Ring().fit(np.eye(8), Ring().network((8, 8), 2), metric=np.eye(7)),
+            WeightError,
+            "not one for a weight",
+        ),
     ],
 )
 def test_refusals(make, error, words):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tnc.contract import apply, dense
 from tnc.fit import balance, refine, tree_svd
-from tnc.linalg import relative_error
+from tnc.fit.linalg import relative_error
 from tnc.network import Network
 
 

@@ -1,7 +1,7 @@
-"""A backend is a place, not a dialect: where arrays live and how they get there.
+"""Backends: array libraries and the devices that their arrays are on.
 
-The dialect everywhere is the array API standard, so a backend is a name, a device, a namespace and the
-way to and from NumPy.
+All computations use the array API standard. So a backend is only a name, a device, a namespace, and conversions from
+and to NumPy.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Backend(ABC):
     Parameters
     ----------
     device : str, optional
-        Device of the library, ``"cuda:1"`` for instance; the library's default when omitted.
+        Device of the library, for example ``"cuda:1"``. Without it, the default device of the library.
 
     Raises
     ------
     MissingExtraError
         The library is not installed.
     BackendError
-        The device does not exist here.
+        This machine does not have the device.
     """
 
     name: ClassVar[str]
@@ -60,22 +60,26 @@ class Backend(ABC):
         return np.from_dlpack(x)
 
     def holds(self, x: Array) -> bool:
-        """Whether `x` already lives in this place."""
+        """Whether `x` is an array of this library on this device."""
         return array_namespace(x) is self.xp
 
     def plain(self, x: Array) -> Array:
-        """`x` without a record of gradients; itself by default."""
+        """`x` detached from autograd. By default `x` itself."""
         return x
 
+    def foreign(self, x: Array) -> str | None:
+        """What kind of special array `x` is, such as ``"sparse"``. None for a plain array, and by default."""
+        return None
+
     def memory(self, x: Array) -> Any:
-        """A key equal for arrays that share their whole memory (tied weights)."""
+        """A key that is equal for arrays that share their whole memory (tied weights)."""
         return id(x)
 
     def synchronize(self) -> None:
-        """Wait for the device; nothing to wait for by default."""
+        """Wait until the device has finished its work. By default there is nothing to wait for."""
 
     def concurrently(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """The results of `function` in the order of the jobs; several at a time where that is faster."""
+        """The results of `function` in the order of the jobs. Several jobs run at a time if that is faster."""
         return map(function, jobs)
 
     def __repr__(self) -> str:
@@ -83,7 +87,7 @@ class Backend(ABC):
 
 
 class Portable(Backend):
-    """Any library of the array API standard that no plugin is registered for; moves through DLPack."""
+    """Any library of the array API standard that has no plugin. Arrays are converted by DLPack."""
 
     name = "portable"
 
@@ -100,23 +104,30 @@ class Portable(Backend):
 
 
 def get(spec: str | Backend) -> Backend:
-    """The backend written ``"name"`` or ``"name:device"``: ``"numpy"``, ``"torch:cuda"``, ``"cupy"``.
+    """The backend of a text ``"name"`` or ``"name:device"``, such as ``"numpy"``, ``"torch:cuda"`` or ``"cupy"``.
 
     Raises
     ------
     UnknownNameError
-        No backend of that name is installed.
+        No backend of this name is installed.
     MissingExtraError, BackendError
-        Its library or its device is not here.
+        Its library is not installed, or this machine does not have its device.
     """
     if isinstance(spec, Backend):
         return spec
     name, _, device = spec.partition(":")
-    return registry[name](device or None)
+    backend: Backend = registry[name](device or None)
+    return backend
 
 
 def of(x: Array) -> Backend:
-    """The backend an array lives on."""
+    """The backend of an array.
+
+    Raises
+    ------
+    BackendError
+        It is not an array of a known library.
+    """
     try:
         xp = array_namespace(x)
     except TypeError:
@@ -126,27 +137,44 @@ def of(x: Array) -> Backend:
     library = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     if library not in registry:
         return Portable(xp)
-    backend = registry[library]
-    return backend(str(x.device)) if library != "numpy" else backend()
+    kind = registry[library]
+    backend: Backend = kind() if library == "numpy" else kind(str(x.device))
+    return backend
 
 
 def move(x: Array, target: Backend) -> Array:
-    """`x` on the target backend: as it is, between accelerators by DLPack, else through the host."""
+    """`x` on the target backend: `x` itself if it is there, else by DLPack between accelerators, else by the host."""
     if target.holds(x):
         return x
-    backward = any(stride < 0 for stride in getattr(x, "strides", None) or ())  # torch would abort the process
+    moved = _by_dlpack(x, target)
+    return target.from_numpy(of(x).to_numpy(x)) if moved is None else moved
+
+
+def _by_dlpack(x: Array, target: Backend) -> Array | None:
+    """An array of an accelerator on the target; None if DLPack cannot do this."""
+    if any(stride < 0 for stride in getattr(x, "strides", None) or ()):  # torch would abort the process
+        return None
     try:
-        if x.__dlpack_device__()[0] != _HOST and not backward:
-            moved = target.xp.from_dlpack(x)
-            if target.holds(moved):
-                return moved
+        if x.__dlpack_device__()[0] == _HOST:
+            return None
+        moved = target.xp.from_dlpack(x)
+        return moved if target.holds(moved) else None
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError, NotImplementedError):
-        pass  # another device, or a dtype DLPack does not carry
-    return target.from_numpy(of(x).to_numpy(x))
+        return None  # another device, or a dtype that DLPack does not have
 
 
 def unknown_device(name: str, device: str, there: list[str]) -> BackendError:
-    """The error for a device that is not here."""
+    """The error for a device that this machine does not have.
+
+    Parameters
+    ----------
+    name : str
+        Of the backend.
+    device : str
+        What was asked for.
+    there : list of str
+        Devices that exist.
+    """
     return BackendError(
         f"backend {name!r} has no device {device!r} here.{closest(device, there)} Available: {', '.join(there)}."
     )

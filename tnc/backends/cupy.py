@@ -1,4 +1,4 @@
-"""CuPy: NumPy's interface on CUDA (``cupy``, ``cupy:1``)."""
+"""CuPy: arrays on CUDA devices with the interface of NumPy (``cupy``, ``cupy:1``)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CupyBackend(Backend):
             count = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise BackendError(f"backend 'cupy' finds no CUDA device: {error}") from None
-        number = "".join(filter(str.isdigit, device or "0"))  # "1", "cuda:1" and "<CUDA Device 1>" alike
+        number = "".join(filter(str.isdigit, device or "0"))  # of "1", "cuda:1" or "<CUDA Device 1>"
         if not number or int(number) >= count:
             raise unknown_device(self.name, str(device), [str(k) for k in range(count)])
         super().__init__(number)
@@ -47,7 +47,8 @@ class CupyBackend(Backend):
             return cupy.asarray(array)
 
     def to_numpy(self, x: Array) -> np.ndarray:
-        return cupy.asnumpy(x)
+        host: np.ndarray = cupy.asnumpy(x)
+        return host
 
     def memory(self, x: Array) -> Any:
         return x.data.ptr, x.shape, x.strides, x.dtype.str

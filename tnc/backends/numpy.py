@@ -1,4 +1,4 @@
-"""NumPy: the host."""
+"""NumPy: arrays in the memory of the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NumpyBackend"]
 
 
 class NumpyBackend(Backend):
-    """Arrays of NumPy, on the host's processor."""
+    """Arrays of NumPy, on the CPU."""
 
     name = "numpy"
 

@@ -1,4 +1,4 @@
-"""PyTorch: the host, CUDA and whatever device it knows (``torch``, ``torch:cuda``, ``torch:cuda:1``)."""
+"""PyTorch: the CPU, CUDA and all other devices of PyTorch (``torch``, ``torch:cuda``, ``torch:cuda:1``)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ImportError as error:  # pragma: no cover - needs an environment without 
 
 
 _JOBS = 4
-"""At most so many at a time: each has a copy of its weight, and more."""
+"""Largest number of jobs at a time. Each needs memory for more than one copy of its weight."""
 
 
 class TorchBackend(Backend):
@@ -35,7 +35,7 @@ class TorchBackend(Backend):
         try:
             self.place = torch.device(device or "cpu")
             torch.empty(0, device=self.place)
-        except (AssertionError, ImportError, RuntimeError):  # a name torch knows need not be a device that is here
+        except (AssertionError, ImportError, RuntimeError):  # torch knows names of devices that do not exist
             there = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count())), "meta"]
             there += ["mps"] if torch.backends.mps.is_available() else []
             raise unknown_device(self.name, str(device), there) from None
@@ -46,9 +46,10 @@ class TorchBackend(Backend):
         return xp
 
     def holds(self, x: Array) -> bool:
-        return isinstance(x, torch.Tensor) and (
-            x.device == self.place or (x.device.type == self.place.type and self.place.index is None)
-        )
+        if not isinstance(x, torch.Tensor):
+            return False
+        any_index = self.place.index is None and x.device.type == self.place.type
+        return x.device == self.place or any_index
 
     def from_numpy(self, array: np.ndarray) -> Array:
         native = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
@@ -56,24 +57,36 @@ class TorchBackend(Backend):
 
     def to_numpy(self, x: Array) -> np.ndarray:
         x = x.detach().cpu()
-        return (x.float() if x.dtype in (torch.bfloat16,) else x).numpy()
+        values: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+        return values
 
     def plain(self, x: Array) -> Array:
         return x.detach()
 
+    def foreign(self, x: Array) -> str | None:
+        if x.layout != torch.strided:
+            return f"sparse ({str(x.layout).removeprefix('torch.')})"
+        if x.is_quantized:
+            return f"quantized ({str(x.dtype).removeprefix('torch.')})"
+        if hasattr(x, "__tensor_flatten__"):
+            return f"a {type(x).__name__}"
+        if x.is_floating_point() and x.element_size() < 2:
+            return f"of dtype {str(x.dtype).removeprefix('torch.')}"
+        return None
+
     def memory(self, x: Array) -> Any:
-        if x.device.type == "meta":
+        if x.device.type == "meta" or self.foreign(x) is not None:
             return id(x)
         return x.data_ptr(), tuple(x.shape), x.stride(), x.dtype
 
     def concurrently(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """On the host a few jobs share the threads: one that has all of them leaves some idle half of the time."""
+        """On the CPU, a few jobs share the threads: one job alone would leave some threads idle half of the time."""
         threads = torch.get_num_threads()
         workers = min(threads, len(jobs), _JOBS)
         if self.place.type != "cpu" or workers == 1:
             yield from map(function, jobs)
             return
-        context = copy_context()  # settings are in force in the threads, too
+        context = copy_context()  # the threads need the settings of this one
         pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,))
         try:
             yield from pool.map(lambda job: context.copy().run(function, job), jobs)

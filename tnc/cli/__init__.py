@@ -1,7 +1,7 @@
 """The command line: ``tnc compress``, ``tnc inspect``, ``tnc plugins``, ``tnc demo``.
 
-Results go to standard output (with ``--json``: nothing else), progress bars and errors to standard error.
-Light to import: numbers and torch are loaded by the commands that need them.
+Results go to standard output; with ``--json``, nothing else does. Progress bars and errors go to standard error. This
+package imports quickly: each command imports NumPy and torch when it needs them.
 """
 
 from __future__ import annotations
@@ -49,5 +49,5 @@ app.command("demo")(demo.demo)
 
 
 def main() -> None:
-    """Run the command line; the console entry point ``tnc``."""
+    """Run the command line. This is the console entry point ``tnc``."""
     app()

@@ -1,4 +1,4 @@
-"""``tnc demo``: a real network through the whole road."""
+"""``tnc demo``: train, compress and compare a real network."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture, the scores and the model.")] = Path("tnc-demo"),
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Such as 'mpo(order=3)'; may be repeated. Default: every installed one."),
+        typer.Option(help="Decomposition, such as 'mpo(order=3)'. May be repeated. Default: all that are installed."),
     ] = None,
-    ratio: Annotated[float, typer.Option(help="Parameters to keep of those in the replaced layers.")] = 0.1,
+    ratio: Annotated[float, typer.Option(help="Fraction of the parameters of the replaced layers to keep.")] = 0.1,
     epochs: Annotated[float, typer.Option(help="Passes over the training data for the dense network.")] = 2.0,
     tune: Annotated[
         float | None,
-        typer.Option(help="The same for each compressed one. Default: 4 in all, at most 1 each.", show_default=False),
+        typer.Option(
+            help="Passes to fine-tune each network. Default: 4 for all together, at most 1 each.", show_default=False
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time in which to end; fewer steps on a slow machine.")] = 110.0,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seconds: Annotated[
+        float, typer.Option(help="Time limit. On a slow machine, all networks are fine-tuned for fewer steps.")
+    ] = 110.0,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     """Train LeNet-5 on MNIST, compress it with everything installed, and compare."""
-    from tnc.nn.demo import run  # torch takes seconds to import
+    from tnc.demo.run import run  # torch takes seconds to import
 
     with bars() as track:
         scores = run(

@@ -1,4 +1,4 @@
-"""How the command line speaks: results, tables, progress bars, and one line for an error."""
+"""Output of the command line: results, tables, progress bars, and one line for each error."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from tnc.errors import TncError
+from tnc.errors import TncError, printable
 
 __all__ = ["Commands", "bars", "show", "show_json"]
 
 
 class Commands(TyperGroup):
-    """Commands whose errors are one line on standard error and exit code 2; 1 for a fault of ours.
+    """Commands whose errors are one line on standard error.
 
-    ``TNC_DEBUG=1`` shows the traceback instead.
+    The exit code is 2 for an error of the user, 1 for an internal error, and 130 for an interrupt. ``TNC_DEBUG=1``
+    shows the traceback instead of the line.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["standalone_mode"] = False  # or errors would be drawn as boxes, by click's own hand
+        kwargs["standalone_mode"] = False  # otherwise click would print errors itself, as boxes
         try:
             code = super().main(*args, **kwargs)
         except (typer.Abort, KeyboardInterrupt):
-            code = _say("interrupted", 130)
+            code = _print_error("interrupted", 130)
         except Exception as error:
             if os.environ.get("TNC_DEBUG", "0") not in ("", "0"):
                 raise
-            code = _say(*_verdict(error))
+            code = _print_error(*_message(error))
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _verdict(error: Exception) -> tuple[str, int]:
-    """The words for `error`, and the exit code."""
-    # A usage error has format_message; its class is click's, or of typer's own copy of click.
+def _message(error: Exception) -> tuple[str, int]:
+    """The message for an error, and the exit code."""
+    # A usage error has format_message. Its class belongs to click, or to the copy of click inside typer.
     if usage := getattr(error, "format_message", None):
         words = usage()
         return f"{words}{'' if words.endswith(('.', '?')) else '.'} See 'tnc --help'.", 2
@@ -53,16 +54,17 @@ def _verdict(error: Exception) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {error} (TNC_DEBUG=1 shows where)", 1
 
 
-def _say(words: str, code: int) -> int:
-    typer.echo("tnc: " + " ".join(words.split()), err=True)
+def _print_error(words: str, code: int) -> int:
+    typer.echo("tnc: " + printable(" ".join(words.split())), err=True)  # names from a file may be hostile
     return code
 
 
-def show(*things: RenderableType) -> None:
-    """Print tables and text on standard output; not squeezed to 80 columns where it is no terminal."""
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+def show(*things: RenderableType, err: bool = False) -> None:
+    """Print tables and text on standard output, or on standard error. Without a terminal, the width is 200 columns."""
+    wide = None if (sys.stderr if err else sys.stdout).isatty() else 200
+    console = Console(width=wide, highlight=False, stderr=err)
     for thing in things:
-        console.print(thing)
+        console.print(thing, markup=False)
 
 
 def show_json(value: Any) -> None:
@@ -72,24 +74,24 @@ def show_json(value: Any) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[..., Iterable[Any]]]:
-    """Progress bars with the time left, on standard error and only where that is a terminal.
+    """Progress bars with the time left, on standard error, if that is a terminal.
 
-    Yields ``track(iterable, total=None, description="")``, which yields the items; tracks may be nested.
+    Yields a function ``track(iterable, total=None, description="")``, which yields the items. Calls may be nested.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     quiet = not sys.stderr.isatty()
-    # An hour's memory for the speed: one step of ours may take minutes.
+    # Estimate the speed from the last hour: a single step may take minutes.
     with Progress(
         *columns, console=Console(stderr=True), transient=True, disable=quiet, speed_estimate_period=3600
-    ) as shown:
+    ) as progress:
 
         def track(iterable: Iterable[Any], *, total: int | None = None, description: str = "") -> Iterator[Any]:
-            task = shown.add_task(description, total=total)
+            task = progress.add_task(description, total=total)
             try:
                 for item in iterable:
                     yield item
-                    shown.advance(task)
+                    progress.advance(task)
             finally:
-                shown.remove_task(task)
+                progress.remove_task(task)
 
         yield track

@@ -1,4 +1,4 @@
-"""The shapes diagrams are made of, and two ways to write them: SVG by hand, anything else through matplotlib."""
+"""The shapes of a diagram, and two ways to write them: SVG as text, all other formats through matplotlib."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from tnc.errors import MissingExtraError
 
-__all__ = ["EDGE", "INK", "NAME", "Bar", "Box", "Disc", "Line", "Shape", "Word", "paint", "svg"]
+__all__ = ["EDGE", "INK", "NAME", "Bar", "Box", "Disc", "Line", "Shape", "Word", "figure", "paint", "svg"]
 
 INK = "currentColor"
-"""The page's own colour, so that a diagram can be read on a dark page, too."""
+"""The text colour of the page, so that a diagram is readable on a dark page, too."""
+
 FILL, EDGE, NAME = "#dce8f7", "#41618f", "#14253d"
 _MARGIN, _FONT = 10.0, "Helvetica, Arial, sans-serif"
 
@@ -22,7 +23,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 
 class Line(NamedTuple):
-    """From the first point to the last; bent by the middle one if there are three."""
+    """A line from the first point to the last. With three points it is a quadratic Bézier curve."""
 
     points: tuple[Point, ...]
     colour: str = INK
@@ -78,7 +79,7 @@ class Disc(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """Where an activation acts."""
+    """The bar between two networks, where an activation is applied."""
 
     box: Box
 
@@ -97,7 +98,7 @@ class Bar(NamedTuple):
 
 
 class Word(NamedTuple):
-    """Text around a point."""
+    """Text, centred at a point."""
 
     centre: Point
     text: str
@@ -107,7 +108,8 @@ class Word(NamedTuple):
 
     @property
     def box(self) -> Box:
-        (x, y), half = self.centre, 0.3 * self.size * len(self.text) + 2  # a letter is about 0.6 of its size wide
+        x, y = self.centre
+        half = 0.3 * self.size * len(self.text) + 2  # a letter is about 0.6 times as wide as its size
         return x - half, y - 0.6 * self.size, x + half, y + 0.6 * self.size
 
     def svg(self) -> str:
@@ -134,7 +136,7 @@ def _frame(shapes: Sequence[Shape]) -> Box:
 
 
 def svg(shapes: Sequence[Shape], title: str) -> str:
-    """The shapes as SVG text, later ones on top."""
+    """The shapes as SVG text; later shapes cover earlier ones."""
     left, top, right, bottom = _frame(shapes)
     width, height = ceil(right - left), ceil(bottom - top)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:.1f} {top:.1f} {width} {height}" '
@@ -142,8 +144,17 @@ def svg(shapes: Sequence[Shape], title: str) -> str:
     return "\n".join([head, f"<title>{escape(title)}</title>", *(shape.svg() for shape in shapes), "</svg>\n"])
 
 
-def paint(shapes: Sequence[Shape], path: Path) -> None:
-    """The shapes as PNG, PDF or whatever else matplotlib writes.
+def figure(width: float, height: float, what: str = "a picture", **options: Any) -> Any:
+    """A figure of matplotlib.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+    what : str
+        What is drawn, for the error message.
+    **options
+        Of ``matplotlib.figure.Figure``.
 
     Raises
     ------
@@ -153,12 +164,23 @@ def paint(shapes: Sequence[Shape], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("a diagram that is not SVG needs matplotlib: pip install 'tncompress[plot]'") from error
+        raise MissingExtraError(f"{what} needs matplotlib: pip install 'tncompress[plot]'") from error
+    return Figure(figsize=(width, height), **options)
+
+
+def paint(shapes: Sequence[Shape], path: Path) -> None:
+    """Write the shapes as PNG, PDF or any other format of matplotlib, by the suffix of the path.
+
+    Raises
+    ------
+    MissingExtraError
+        matplotlib is not installed.
+    """
     left, top, right, bottom = _frame(shapes)
-    figure = Figure(figsize=((right - left) / 96, (bottom - top) / 96), dpi=192)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    drawn = figure((right - left) / 96, (bottom - top) / 96, "a diagram that is not SVG", dpi=192)
+    axes = drawn.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set_axis_off()
     for shape in shapes:
         shape.paint(axes)
-    figure.savefig(path)
+    drawn.savefig(path)

@@ -9,22 +9,20 @@ try:
 except ImportError as error:  # pragma: no cover - needs an environment without torch
     raise MissingExtraError("models need PyTorch: pip install 'tncompress[torch]'") from error
 
-from tnc.nn.heal import History, heal
-from tnc.nn.install import compress, install, uninstall
-from tnc.nn.layers import (
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-    Embedding,
-    EmbeddingBag,
-    Linear,
-)
-from tnc.nn.optimizer import parameter_groups
-from tnc.nn.saving import load, save
-from tnc.nn.tensorize import tensorize
+from tnc.nn.calibration.judge import Judge
+from tnc.nn.calibration.recalibrate import Recalibration, recalibrate
+from tnc.nn.layers.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from tnc.nn.layers.embedding import Embedding, EmbeddingBag
+from tnc.nn.layers.linear import Linear
+from tnc.nn.surgery.freezing import freeze, unfreeze
+from tnc.nn.surgery.loading import install
+from tnc.nn.surgery.replace import compress, uninstall
+from tnc.nn.surgery.saving import load, save
+from tnc.nn.surgery.sensitivity import Sensitivity, sensitivity
+from tnc.nn.surgery.tensorize import tensorize
+from tnc.nn.training.heal import History, heal
+from tnc.nn.training.parameter_groups import parameter_groups
+from tnc.nn.training.refine import Refinement, refine
 
 __all__ = [
     "Conv1d",
@@ -36,13 +34,22 @@ __all__ = [
     "Embedding",
     "EmbeddingBag",
     "History",
+    "Judge",
     "Linear",
+    "Recalibration",
+    "Refinement",
+    "Sensitivity",
     "compress",
+    "freeze",
     "heal",
     "install",
     "load",
     "parameter_groups",
+    "recalibrate",
+    "refine",
     "save",
+    "sensitivity",
     "tensorize",
+    "unfreeze",
     "uninstall",
 ]

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.papers.data import cifar, fetch
-from tnc.data import IDX_NAMES, MNIST_FOLDERS, MNIST_SHA256, DataError, Images, idx_folder, idx_sha256, published_mnist
+from tnc.demo.data import (
+    IDX_NAMES,
+    MNIST_FOLDERS,
+    MNIST_SHA256,
+    DataError,
+    Images,
+    idx_folder,
+    idx_sha256,
+    published_mnist,
+)
 from tnc.errors import closest, listed
 
 __all__ = ["SOURCES", "DataError", "Images", "folder", "load"]

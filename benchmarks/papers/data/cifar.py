@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tnc.data import DataError, Images
+from tnc.demo.data import DataError, Images
 from tnc.errors import MissingExtraError
 
 __all__ = ["HUNDRED", "TEN", "Distribution", "Format", "binary", "checksum", "picture", "unpickled"]

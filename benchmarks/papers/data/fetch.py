@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.papers.data.cifar import picture
-from tnc.data import DataError, Images, Package, cached, download, from_package, idx_folder, idx_sha256
+from tnc.demo.data import DataError, Images, Package, cached, download, from_package, idx_folder, idx_sha256
 
 __all__ = ["cifar10", "fashion_mnist"]
 

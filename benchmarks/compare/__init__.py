@@ -1,0 +1,1 @@
+"""This tree against another commit, timed in turn: `make compare BASE=<commit>`."""

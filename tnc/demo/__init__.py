@@ -1,0 +1,1 @@
+"""The demonstration: LeNet-5 on MNIST, compressed with every decomposition."""

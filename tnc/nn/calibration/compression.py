@@ -1,0 +1,94 @@
+"""Compression that knows the data: fits and allocation in the norm of outputs, judged by the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tnc.checkpoint import Checkpoint
+from tnc.errors import listed
+from tnc.nn.calibration.recalibrate import recalibrate
+from tnc.nn.calibration.versions import Work
+
+__all__ = ["Calibrated", "calibrated"]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The result of a calibrated compression.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    biases : dict of str to Tensor
+        New values of biases, which correct the means of outputs.
+    work : Work
+        What it was made from.
+    summary : dict
+        What was tried: seconds of each part, the distance of each version's outputs, and which one was kept.
+    """
+
+    checkpoint: Checkpoint
+    biases: dict[str, Tensor]
+    work: Work
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        """Correct means in the compressed model: by its biases, and by batch normalization if that is better.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            It has the factorized weights of the checkpoint already.
+
+        Returns
+        -------
+        dict
+            What happened, for the report.
+        """
+        start = perf_counter()
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, value in self.biases.items():
+                parameters[name].copy_(value)
+        normalized = recalibrate(model, self.work.seen, reference=self.work.judge)
+        found = self.summary | {"recalibrated": normalized.kept, "biases": len(self.biases)}
+        if normalized.after is not None:
+            found["distances"] = self.summary["distances"] | {"recalibrated": normalized.after}
+            found["distance"] = normalized.after if normalized.kept else normalized.before
+        found["seconds"] = self.summary["seconds"] | {"recalibration": perf_counter() - start}
+        return found
+
+
+def calibrated(work: Work) -> Calibrated:
+    """Factorize weights of a dense model so that its outputs change least. The model is not changed.
+
+    Raises
+    ------
+    TncError
+        As `compress_weights` and `Judge`, or nothing is known for any of the objectives.
+    """
+    versions = work.versions()
+    with work.timing("polish"):
+        pairs = [(version, work.polished(version)) for version in versions]
+    ends = [min(pair, key=lambda version: version.distance) for pair in pairs]
+    distances = {version.objective: version.distance for version in ends}
+    best = unshifted = min(ends, key=lambda version: version.distance)
+    if work.options.shift:
+        with work.timing("shift"):
+            shifted = work.shifted(best)
+        distances["shift"] = shifted.distance
+        best = min(best, shifted, key=lambda version: version.distance)
+    summary = {
+        "samples": work.observed.statistics.samples, "held_out": work.judge.calls.samples, "distances": distances,
+        "distance": best.distance, "objective": best.objective, "shift": best is not unshifted,
+        "seconds": work.seconds,
+    }  # fmt: skip
+    if unreached := work.observed.unreached:
+        summary["unreached"] = listed(unreached)
+    biases = {name: value for name, value in best.values.items() if name not in best.checkpoint.factorized}
+    return Calibrated(best.checkpoint, biases, work, summary)

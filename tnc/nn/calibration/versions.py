@@ -1,0 +1,267 @@
+"""Versions of a compressed model by several objectives, each judged by the outputs of the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from glob import escape
+from time import perf_counter
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from tnc.backends import Backend
+from tnc.checkpoint import Checkpoint
+from tnc.errors import DataError
+from tnc.jobs import Job, Weighing
+from tnc.nn.calibration.importance import importances
+from tnc.nn.calibration.judge import Judge
+from tnc.nn.calibration.refit import polished, refitted
+from tnc.nn.calibration.statistics import Statistics
+from tnc.nn.calibration.values import Means, distance, rebuilt
+from tnc.nn.calibration.weighings import OBJECTIVES, Observed, evened, observed
+from tnc.nn.data.calls import Calls
+from tnc.nn.data.division import divided
+from tnc.roles import AxisRoles
+from tnc.rules import Rule, matched, ties
+from tnc.settings import current_backend
+from tnc.weights import Progress, compress_weights, jobs_of
+
+__all__ = ["Options", "Version", "Work"]
+
+_HELD_OUT, _MOST_HELD_OUT = 0.25, 256
+"""The share of the samples that judge, and the most of them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to calibrate.
+
+    Attributes
+    ----------
+    objectives : tuple of str
+        Those of `OBJECTIVES` to try. The one whose model is nearest to the dense one on held-out inputs wins.
+    shift : bool
+        Whether to fit the layers again, in the order of the forward pass, on the inputs that the compressed layers
+        before them make. It is kept only if the model is nearer to the dense one then.
+    shift_samples : int
+        Samples for these fits; all of them if they are tokens, which have few input vectors.
+    backend : str or Backend, optional
+    seed : int
+    progress : callable, optional
+    """
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    shift: bool = True
+    shift_samples: int = 256
+    backend: str | Backend | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+
+class Version(NamedTuple):
+    """A compressed version of a model.
+
+    Attributes
+    ----------
+    objective : str
+    checkpoint : Checkpoint
+    values : dict of str to Tensor
+        Of all factorized weights, and of the biases that correct means.
+    distance : float
+        Of the outputs from those of the dense model, on held-out inputs.
+    """
+
+    objective: str
+    checkpoint: Checkpoint
+    values: dict[str, Tensor]
+    distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Everything that versions of a model are made from. The model itself is not changed.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    seen : Calls, optional
+        The inputs of statistics and fits.
+    held_out : Calls, optional
+        Other inputs, which judge.
+    weights : mapping of str to Tensor
+    rules : sequence of Rule
+    roles : mapping of str to AxisRoles
+    observed : Observed
+    jobs : dict of str to Job
+        The fits of all weights that a rule matches, without a weighing.
+    options : Options
+    seconds : dict of str to float
+        The time that each part took.
+    """
+
+    model: nn.Module
+    seen: Calls | None
+    held_out: Calls | None
+    weights: Mapping[str, Tensor]
+    rules: Sequence[Rule]
+    roles: Mapping[str, AxisRoles]
+    observed: Observed
+    jobs: dict[str, Job]
+    options: Options
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        calls: Calls | None,
+        weights: Mapping[str, Tensor],
+        rules: Sequence[Rule],
+        roles: Mapping[str, AxisRoles],
+        options: Options,
+        statistics: Statistics | None,
+    ) -> Work:
+        """Hold out some inputs, and gather statistics unless they are given.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+        calls : Calls, optional
+            Not needed to predict from statistics.
+        weights : mapping of str to Tensor
+        rules : sequence of Rule
+        roles : mapping of str to AxisRoles
+        options : Options
+        statistics : Statistics, optional
+            All as for `calibrated`.
+
+        Raises
+        ------
+        DataError
+            No input reaches a weight that a rule names, or the inputs or the statistics cannot be used.
+        """
+        start = perf_counter()
+        seen = held_out = None
+        if calls is not None:
+            seen, held_out = divided(calls, min(_HELD_OUT, _MOST_HELD_OUT / calls.samples), model)
+        groups = matched(weights, list(rules), ties(weights))
+        known = observed(
+            model, seen, weights, groups, roles, statistics=statistics, gradients="fisher" in options.objectives,
+            progress=options.progress, seed=options.seed,
+        )  # fmt: skip
+        rules = [*(Rule(escape(name), None) for name in known.unreached), *rules]
+        reached = [(rule, [name for name in names if name not in known.unreached]) for rule, names in groups]
+        jobs = jobs_of(weights, reached, roles, current_backend(options.backend), options.seed)
+        work = cls(model, seen, held_out, weights, rules, roles, known, jobs, options)
+        work.seconds["statistics"] = perf_counter() - start
+        return work
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The dense model's outputs for the inputs that are held out."""
+        assert self.held_out is not None  # who needs a judge has given inputs
+        return Judge(self.model, self.held_out)
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Add the time to the seconds of a part."""
+        start = perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + perf_counter() - start
+
+    def weighings(self, objective: str) -> dict[str, Weighing]:
+        """How errors count, with the importance of each weight for a shared budget. Empty if nothing is known.
+
+        With gradients the importance is known. Without, it is measured by how far the error of each weight alone takes
+        the outputs.
+        """
+        weighings = self.observed.weighings(objective)
+        shared = {name: self.jobs[name] for name in weighings if self.jobs[name].rule.rank.shared}
+        if objective != "fisher" and shared and self.seen is not None:
+            measured = importances(self.model, self.seen, shared, self.observed.sites, self.means, weighings)
+            weighings |= {name: weighings[name]._replace(importance=n) for name, n in measured.items()}
+        return evened(weighings, self.jobs)
+
+    def foreseen(self) -> tuple[str, dict[str, Weighing]]:
+        """The last objective of which enough is known, and how errors count by it.
+
+        Raises
+        ------
+        DataError
+            Nothing is known for any of the objectives.
+        """
+        for objective in reversed(self.options.objectives):
+            if weighings := self.weighings(objective):
+                return objective, weighings
+        raise _nothing_known(self.options.objectives)
+
+    def versions(self) -> list[Version]:
+        """A version for each objective of which enough is known, with quick fits.
+
+        Raises
+        ------
+        DataError
+            Nothing is known for any of the objectives.
+        """
+        found = []
+        for objective in self.options.objectives:
+            with self.timing(objective):
+                if weighings := self.weighings(objective):
+                    found.append(self._version(objective, weighings))
+        if not found:
+            raise _nothing_known(self.options.objectives)
+        return found
+
+    def compressed(self, weighings: Mapping[str, Weighing], *, dry_run: bool = False) -> Checkpoint:
+        """The checkpoint of all weights.
+
+        Parameters
+        ----------
+        weighings : mapping of str to Weighing
+        dry_run : bool
+            Only predict.
+        """
+        options = self.options
+        return compress_weights(
+            self.weights, list(self.rules), backend=options.backend, seed=options.seed, progress=options.progress,
+            roles=self.roles, weighings=weighings, dry_run=dry_run,
+        )  # fmt: skip
+
+    def _version(self, objective: str, weighings: Mapping[str, Weighing]) -> Version:
+        brief = {name: each._replace(brief=True) for name, each in weighings.items()}
+        return self._judged(objective, self.compressed(brief), self.means)
+
+    def polished(self, version: Version) -> Version:
+        """The same version with cores that are swept to the end."""
+        weighings = evened(self.observed.weighings(version.objective), self.jobs)
+        checkpoint = polished(version.checkpoint, self.jobs, weighings)
+        return self._judged(version.objective, checkpoint, self.means)
+
+    def shifted(self, version: Version) -> Version:
+        """A version whose weights were fitted again, in order, to the inputs that they get in the compressed model."""
+        assert self.seen is not None  # there is a version
+        most = self.seen.samples if self.seen.of_tokens() else self.options.shift_samples  # images have many patches
+        known = {name: self.jobs[name] for name in self.observed.sites}
+        refit = refitted(
+            self.model, self.seen.first(most), version.checkpoint, known, self.observed.sites,
+            self.observed.statistics, version.values, gradients=version.objective == "fisher",
+            progress=self.options.progress,
+        )  # fmt: skip
+        return self._judged(version.objective, refit.checkpoint, self.means | refit.means)
+
+    def _judged(self, objective: str, checkpoint: Checkpoint, means: Means) -> Version:
+        values = rebuilt(self.model, checkpoint.factorized, self.observed.sites, means)
+        return Version(objective, checkpoint, values, distance(self.model, self.judge, values))
+
+    @property
+    def means(self) -> Means:
+        """The means of the inputs of every weight, in the dense model."""
+        return {name: (moments.mean, moments.mean) for name, moments in self.observed.statistics.items()}
+
+
+def _nothing_known(objectives: Sequence[str]) -> DataError:
+    what = "moments of gradients: gather the statistics with gradients=True" if objectives == ("fisher",) else "inputs"
+    return DataError(f"objective={' or '.join(map(repr, objectives))} needs {what}, and no weight has them")

@@ -1,0 +1,1 @@
+"""Batches from loaders, and calls of a model on them."""

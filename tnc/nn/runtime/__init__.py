@@ -1,0 +1,1 @@
+"""Running layers: plans by size, autograd, memory, what is kept from call to call."""

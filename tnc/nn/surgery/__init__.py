@@ -1,0 +1,1 @@
+"""Changing models: weights replaced, models saved and loaded, layers made dense again."""

@@ -1,0 +1,1 @@
+"""Training compressed models: the loop, its objective, resuming, several processes."""

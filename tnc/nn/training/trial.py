@@ -1,0 +1,83 @@
+"""Find a learning rate by a short trial of some."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from tnc.errors import TncError
+
+__all__ = ["RATES", "TRIAL_STEPS", "best_rate", "trial_factor"]
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+"""The rates that are tried by default."""
+
+TRIAL_STEPS = 12
+"""The number of steps of each trial."""
+
+_HOPELESS = 2.0
+"""Larger rates are not tried any more after one whose result is worse than the best by this factor."""
+
+_NEAR = 1.05
+"""Results up to this factor above the best one are as good: short trials favour small rates, long runs large ones."""
+
+_LOWER, _HIGHER = (0.3, 0.1), (3.0, 10.0)
+"""Factors of the smallest rate and of the largest one, for more trials as long as the last one was the best."""
+
+
+def best_rate(rates: Iterable[float], attempt: Callable[[float], float]) -> tuple[float | None, dict[float, float]]:
+    """The largest rate whose result is about as good as the best one, and the result of every rate that was tried.
+
+    Rates are tried from the smallest to the largest, until one is hopeless. If the smallest one is the best, or the
+    largest one, up to two beyond it are tried.
+
+    Parameters
+    ----------
+    rates : iterable of float
+    attempt : callable
+        The result of some steps with a rate, the smaller the better; infinite or NaN if they fail. It leaves the model
+        as it was.
+
+    Returns
+    -------
+    rate : float or None
+        None if no result is finite.
+    results : dict
+
+    Raises
+    ------
+    TncError
+        A rate is not finite or not above 0, or there is none.
+    """
+    ordered = sorted(rates)
+    if not ordered or not all(0 < rate < math.inf for rate in ordered):
+        raise TncError(f"lr={ordered}: learning rates must be finite and above 0, and at least one is needed")
+    results: dict[float, float] = {}
+
+    def best() -> float:
+        return min(results, key=lambda rate: (results[rate], rate))
+
+    for rate in ordered:
+        results[rate] = _number(attempt(rate))
+        if not results[rate] <= _HOPELESS * results[best()] or results[rate] == math.inf:
+            break
+    edge, factors = (ordered[0], _LOWER) if best() == ordered[0] else (ordered[-1], _HIGHER)
+    for factor in factors:
+        if best() != edge:
+            break
+        edge = ordered[0] * factor if factors is _LOWER else ordered[-1] * factor
+        results[edge] = _number(attempt(edge))
+    if not math.isfinite(results[best()]):
+        return None, results
+    return max(rate for rate in results if results[rate] <= _NEAR * results[best()]), results
+
+
+def trial_factor(step: int) -> float:
+    """The factor of the rate in a step of a trial: it rises in the first steps, and falls in the last half."""
+    rising = (step + 1) / (0.25 * TRIAL_STEPS)
+    falling = (TRIAL_STEPS - step) / (0.5 * TRIAL_STEPS)
+    return min(1.0, rising, falling)
+
+
+def _number(result: float) -> float:
+    return result if math.isfinite(result) else math.inf
