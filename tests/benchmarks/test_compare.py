@@ -58,6 +58,14 @@ def test_the_spread_is_the_quartiles():
     assert result(1.0, 2.0, 3.0, 4.0, 5.0).spread == (2.0, 4.0)
 
 
+def test_a_slowdown_that_was_meant_is_said_and_not_refused():
+    cell = "benchmarks/compare/cells/test_fits.py::test_fit[mpo-matrix]"
+    meant = Result(cell, "s", [20.0] * 3, [1.0] * 3)
+    assert meant.verdict(1.5) == "slower, as meant" and refused([meant], 1.5) == []
+    beyond = Result(cell, "s", [30.0] * 3, [1.0] * 3)
+    assert beyond.verdict(1.5) == "slower" and refused([beyond], 1.5) == [beyond]
+
+
 @pytest.mark.parametrize("note", ["new", "vanished", "failed in the base", "skipped here", "no time left"])
 def test_what_was_not_measured_is_listed_and_not_refused(note):
     assert result(note=note).verdict() == note
