@@ -24,20 +24,25 @@ COPIES = 2
 
 def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
     """The features of CIFAR-10 from the VGG-16-BN trained on it (92.25 % with its own head), each standardized."""
-    from benchmarks.papers import data, trained
+    from benchmarks.papers import trained
 
-    images = split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     kept = cache_folder() / "vgg16-bn-cifar10"
-    return standardized(features(images, lambda: trunk(trained.vgg16_bn()), kept, copies, deadline))
+    return standardized(features(_images(), lambda: trunk(trained.vgg16_bn()), kept, copies, deadline))
+
+
+def _images() -> Data:
+    """CIFAR-10 with pixels from 0 to 1, as that network takes them."""
+    from benchmarks.papers import data
+
+    return split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def tail_maps(copies: int = COPIES, deadline: float = math.inf) -> Data:
     """The maps of CIFAR-10 before the last block of that network's convolutions: 512 x 2 x 2 of each image, flat."""
-    from benchmarks.papers import data, trained
+    from benchmarks.papers import trained
 
-    images = split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     kept = cache_folder() / "vgg16-bn-cifar10-maps"
-    return features(images, lambda: _divided(trained.vgg16_bn())[0], kept, copies, deadline)
+    return features(_images(), lambda: _divided(trained.vgg16_bn())[0], kept, copies, deadline)
 
 
 def tail(head: nn.Module) -> nn.Module:

@@ -60,9 +60,9 @@ def test_the_spread_is_the_quartiles():
 
 def test_a_slowdown_that_was_meant_is_said_and_not_refused():
     cell = "benchmarks/compare/cells/test_fits.py::test_fit[mpo-matrix]"
-    meant = Result(cell, "s", [20.0] * 3, [1.0] * 3)
+    meant = Result(cell, "s", [6.0] * 3, [1.0] * 3)
     assert meant.verdict(1.5) == "slower, as meant" and refused([meant], 1.5) == []
-    beyond = Result(cell, "s", [30.0] * 3, [1.0] * 3)
+    beyond = Result(cell, "s", [9.0] * 3, [1.0] * 3)
     assert beyond.verdict(1.5) == "slower" and refused([beyond], 1.5) == [beyond]
 
 

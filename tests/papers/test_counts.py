@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
 
-from benchmarks.papers import adtn, mpo, stp  # noqa: E402
+from benchmarks.papers import adtn, features, mpo, networks, stp  # noqa: E402
 from benchmarks.papers.changes import Format, chained, find, narrowed, svd, weights_of  # noqa: E402
 from benchmarks.papers.study import counted  # noqa: E402
 
@@ -51,6 +51,19 @@ def test_adtn_has_424_where_the_weights_are_large():
         assert isinstance(method.made(adtn.head()), nn.Linear)
     assert rows(adtn, "vgg16-adtn", "cifar100")["adtn M=1"]["replaced"] == 424
     assert rows(adtn, "alexnet")["adtn M=1"]["replaced"] == 4 * 11 + 16 * 10 + 224
+
+
+def test_the_tail_is_the_end_of_the_trained_network(monkeypatch):
+    """Its block of convolutions makes, from the maps before it, the features of the whole network."""
+    assert rows(adtn, "vgg16-tail")["adtn M=1"]["replaced"] == 424
+    torch.manual_seed(0)
+    trained = networks.build("vgg16-bn").eval()
+    monkeypatch.setattr("benchmarks.papers.trained.vgg16_bn", lambda: copy.deepcopy(trained))
+    before, _ = features._divided(copy.deepcopy(trained))
+    tail = features.tail(nn.Identity()).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(tail(before(images).flatten(1)), features.trunk(trained)(images), atol=1e-6)
 
 
 def test_semi_tensor_factors_are_those_of_the_chosen_modes():

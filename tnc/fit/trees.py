@@ -24,6 +24,9 @@ __all__ = ["refine", "tree", "tree_svd"]
 _TREES, _SMALL = 16, 1 << 16
 """Starts of a tree beyond the first: largest number of them, and largest number of entries of all together."""
 
+_FEWEST = 4
+"""Fewer starts are not tried: they seldom find anything better, and take as long as the sweeps of the first one."""
+
 _LARGE = 1 << 20
 """A weight of more entries is refined less closely: one sweep takes as long as all its truncated SVDs."""
 
@@ -209,8 +212,9 @@ def _sites(x: Array, network: Network) -> tuple[Array, list[str]]:
 def tree(x: Array, network: Network, *, seed: int = 0, sweeps: int = 2) -> list[Array]:
     """Cores of a tree by truncated SVDs and sweeps of two-site updates.
 
-    Small weights are fitted from several starts, and the best result is taken. The first start is the truncated SVDs of
-    the weight. Each other one is the truncated SVDs of the weight plus noise of the same norm.
+    Weights of up to 65,536 entries are swept until they converge. Those of up to 16,384 are also fitted from several
+    starts, and the best result is taken. The first start is the truncated SVDs of the weight. Each other one is the
+    truncated SVDs of the weight plus noise of the same norm.
 
     Parameters
     ----------
@@ -221,7 +225,7 @@ def tree(x: Array, network: Network, *, seed: int = 0, sweeps: int = 2) -> list[
     seed : int
         Seed of the noise and of randomized SVDs.
     sweeps : int
-        Largest number of sweeps for a weight that has one start only.
+        Largest number of sweeps for a large weight.
 
     Returns
     -------
@@ -237,13 +241,13 @@ def tree(x: Array, network: Network, *, seed: int = 0, sweeps: int = 2) -> list[
     scale = ldexp(1.0, frexp(size)[1])  # products of large entries would exceed the range of single precision
     x, size = divided(x, scale), size / scale
     cores, root = tree_svd(x, network, seed=seed)
-    more = min(_TREES, _SMALL // prod(network.shape)) if len(cores) > 2 else 0  # of two cores, the first is the best
-    best = refine(x, network, cores, root, sweeps=25 if more else sweeps)
-    if not more or norm(best[root]) >= (1 - _EXACT) * size:
+    affordable = _SMALL // prod(network.shape) if len(cores) > 2 else 0  # of two cores, the first start is the best
+    best = refine(x, network, cores, root, sweeps=25 if affordable else sweeps)
+    if affordable < _FEWEST or norm(best[root]) >= (1 - _EXACT) * size:
         return balance(best, scale)
     rng = np.random.default_rng(seed)
     trials = []
-    for _ in range(more):
+    for _ in range(min(_TREES, affordable)):
         noise = rng.standard_normal(tuple(x.shape))
         noise *= size / np.linalg.norm(noise)
         start, start_root = tree_svd(x + like(noise, x), network, seed=seed)

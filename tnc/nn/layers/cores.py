@@ -168,7 +168,7 @@ class Cores(nn.Module):
 
     # ------------------------------------------------------------- the weight
 
-    def weight(self, cores: Tensors, keep: bool) -> Tensor:
+    def weight(self, cores: Tensors, keep: bool, lasting: bool | None = None) -> Tensor:
         """The weight of these cores, for reading only.
 
         Where no gradient is recorded the weight may be kept. It is used again as long as the values of the cores have
@@ -181,11 +181,13 @@ class Cores(nn.Module):
             The current cores.
         keep : bool
             Whether the weight may be kept for later calls.
+        lasting : bool, optional
+            What `lasting` says, if the caller knows it.
         """
         kept = self.kept
         if self.frozen is not None and kept is not None:
             return kept.value
-        if not keep or not self.lasting(cores):
+        if not keep or not (self.lasting(cores) if lasting is None else lasting):
             return self.rebuilt(*cores)
         watched = self._watched(cores)
         if kept is not None and kept.content is not None and kept.content.holds(watched):

@@ -35,9 +35,10 @@ class Linear(Factorized, nn.Linear):
         cores, bias = weight.held(), self.bias
         size = math.prod(input.shape[:-1])  # torch.export would make numel() a constant
         training = tracked(input, *cores)
-        plan = self._tnc.schedule.plan(size, training, training or weight.lasting(cores))
+        lasting = None if training else weight.lasting(cores)
+        plan = self._tnc.schedule.plan(size, training, training or bool(lasting))
         if plan is None or input.shape[-1] != self.in_features:  # torch raises the error for a wrong input
-            return nn.functional.linear(input, weight.weight(cores, self._tnc.keeps), bias)
+            return nn.functional.linear(input, weight.weight(cores, self._tnc.keeps, lasting), bias)
         if weight.recipe.deep:
             output = in_float32(partial(_product, weight, plan), input, cores)
         else:

@@ -40,6 +40,8 @@ class _Content(NamedTuple):
         Parts of the tensor's own memory as matrices of 64-bit words, ``int64[rows, columns]``. Their sums are compared.
     rest : tuple of Tensor
         The other parts of the same memory. They are compared with copies.
+    first : Tensor, optional
+        The first of these parts; None if the tensor is empty.
     sums : tuple of (Tensor, Tensor)
         For each block, the sums of its rows, ``int64[rows]``, and of its columns, ``int64[columns]``, at that time.
     copies : tuple of Tensor
@@ -51,6 +53,7 @@ class _Content(NamedTuple):
     dtype: torch.dtype
     blocks: tuple[Tensor, ...]
     rest: tuple[Tensor, ...]
+    first: Tensor | None
     sums: tuple[tuple[Tensor, Tensor], ...]
     copies: tuple[Tensor, ...]
 
@@ -66,7 +69,8 @@ class _Content(NamedTuple):
         rest = tuple(part for part in (words[in_blocks:], *tail) if part.numel())
         sums = tuple(_sums(block) for block in blocks)
         copies = tuple(part.clone() for part in rest)
-        return _Content(tensor.data_ptr(), tensor.shape, tensor.dtype, blocks, rest, sums, copies)
+        first = next(iter((*blocks, *rest)), None)
+        return _Content(tensor.data_ptr(), tensor.shape, tensor.dtype, blocks, rest, first, sums, copies)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor has the same memory, shape and dtype as the earlier one, and the same values."""
@@ -80,9 +84,8 @@ class _Content(NamedTuple):
 
     def _is_in_place(self, tensor: Tensor) -> bool:
         """Whether a tensor has the same memory, shape and dtype as the earlier one."""
-        parts = (*self.blocks[:1], *self.rest[:1])
         # The address of our own view of the memory. It is 0 if the memory was freed, or if the tensor is empty.
-        address = parts[0].data_ptr() if parts else 0
+        address = 0 if self.first is None else self.first.data_ptr()
         same_memory = tensor.data_ptr() == self.pointer == address
         same_type = tensor.dtype == self.dtype and tensor.shape == self.shape
         return same_memory and same_type and tensor.is_contiguous()
@@ -114,7 +117,7 @@ class Fingerprint:
     @staticmethod
     def possible(tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors can be compared: they are on the CPU and lie in memory without gaps."""
-        return all(t.device.type == "cpu" and t.layout == torch.strided and t.is_contiguous() for t in tensors)
+        return all(t.is_cpu and t.layout == torch.strided and t.is_contiguous() for t in tensors)
 
 
 def _words(tensor: Tensor) -> tuple[Tensor, ...]:

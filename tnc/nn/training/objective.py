@@ -127,27 +127,24 @@ class Task:
             shown()
         return _score(sums, self.processes)
 
-    @torch.no_grad()
     def score(self, model: nn.Module, loader: Iterable[Any]) -> Score:
         """Evaluate the model: the mean of the loss without distillation, and the accuracy."""
-        device = next(model.parameters()).device
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-        model.eval()
-        for batch in self.processes.batches(loader, device):
-            answer = self._ask(model, batch)
-            sums += _counts(self._loss(answer, batch), answer, batch)
-        return _score(sums, self.processes)
+        return self._evaluated(model, loader, self._loss)
 
-    @torch.no_grad()
     def goal(self, model: nn.Module, loader: Iterable[Any]) -> float:
         """The mean of what training minimizes, in evaluation mode."""
+        return self._evaluated(model, loader, self._objective).loss
+
+    @torch.no_grad()
+    def _evaluated(self, model: nn.Module, loader: Iterable[Any], loss: Callable[[Answer, Batch], Tensor]) -> Score:
+        """The mean of a loss, and the accuracy, in evaluation mode."""
         device = next(model.parameters()).device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         model.eval()
         for batch in self.processes.batches(loader, device):
             answer = self._ask(model, batch)
-            sums += _counts(self._objective(answer, batch), answer, batch)
-        return _score(sums, self.processes).loss
+            sums += _counts(loss(answer, batch), answer, batch)
+        return _score(sums, self.processes)
 
     def _objective(self, answer: Answer, batch: Batch) -> Tensor:
         """The scalar that training minimizes."""
