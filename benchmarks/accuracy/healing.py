@@ -1,0 +1,84 @@
+"""What labels bring after the compression: ``python -m benchmarks.accuracy.healing resnet56 cp 0.25 --epochs 1``.
+
+A classifier is compressed as in the row "FORMAT, budget", and then trained by `tnc.nn.heal` with its defaults, the
+dense network as the teacher, on images that are flipped and shifted at random. A run that was killed goes on, and the
+results are added to ``healing.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tnc
+from benchmarks.accuracy.networks import SUBJECTS
+from benchmarks.accuracy.networks.images import LEARNED_FROM, labelled
+from benchmarks.accuracy.ours import compressed
+from benchmarks.papers.segments import Segments
+from benchmarks.papers.study import stamp
+from benchmarks.papers.train import Recipe
+from tnc.files import writing
+from tnc.settings import cache_folder
+
+__all__ = ["healed"]
+
+RESULTS = Path(__file__).parents[1] / "results" / "healing.json"
+SAVES = 8
+"""How often an epoch is saved."""
+
+
+def healed(
+    model: nn.Module, teacher: nn.Module, batches: Segments, file: Path, lr: float | str = "auto"
+) -> tuple[nn.Module, float]:
+    """Train a model in place to the end, from where `file` left it. The model and its learning rate."""
+    history = tnc.nn.heal(
+        model, batches, teacher=teacher, epochs=batches.count, lr=lr, schedule=batches.rate, checkpoint=file
+    )
+    return model.eval(), history.rate
+
+
+def run(network: str, decomposition: str, share: float, epochs: int, samples: int | None) -> dict[str, Any]:
+    """The scores before and after."""
+    subject, data = SUBJECTS[network], labelled(network)
+    calibration = subject.calibration(samples or subject.samples)
+    recipe = Recipe(epochs=epochs, batch=128, rates=(), augmented=True)
+    steps = recipe.steps(len(data.train.y))
+    model, parameters, note = compressed(
+        decomposition, tnc.Budget, subject.load(), subject.weights, share, calibration, subject.forward
+    )
+    found: dict[str, Any] = {"before": subject.score(model), "parameters": parameters, "note": note, "steps": steps}
+    print(found, file=sys.stderr, flush=True)
+    batches = Segments(data, recipe, steps=steps, seed=0, length=ceil(steps / epochs / SAVES))
+    file = cache_folder() / "healing" / f"{network}-{decomposition}-{share}-{epochs}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    model, rate = healed(model, subject.load(), batches, file)
+    return found | {"after": subject.score(model), "rate": rate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=LEARNED_FROM)
+    parser.add_argument("decomposition")
+    parser.add_argument("share", type=float)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--samples", type=int, help="calibration samples; by default those of the network")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    found = run(given.network, given.decomposition, given.share, given.epochs, given.samples)
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epochs"] = found | stamp()
+    with writing(RESULTS) as write:
+        write((json.dumps(held, indent=1) + "\n").encode())
+    print(found, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
