@@ -34,14 +34,13 @@ SAVES = 8
 """How often an epoch is saved."""
 
 
-def healed(
-    model: nn.Module, teacher: nn.Module, batches: Segments, file: Path, lr: float | str = "auto"
-) -> tuple[nn.Module, float]:
-    """Train a model in place to the end, from where `file` left it. The model and its learning rate."""
+def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path) -> dict[str, float]:
+    """Train a model in place to the end, from where `file` left it. Its learning rate, and the seconds of all runs."""
     history = tnc.nn.heal(
-        model, batches, teacher=teacher, epochs=batches.count, lr=lr, schedule=batches.rate, checkpoint=file
+        model, batches, teacher=teacher, epochs=batches.count, lr="auto", schedule=batches.rate, checkpoint=file
     )
-    return model.eval(), history.rate
+    model.eval()
+    return {"rate": history.rate, "seconds": sum(epoch.seconds for epoch in history.epochs)}
 
 
 def run(network: str, decomposition: str, share: float, epochs: int, samples: int | None) -> dict[str, Any]:
@@ -58,8 +57,7 @@ def run(network: str, decomposition: str, share: float, epochs: int, samples: in
     batches = Segments(data, recipe, steps=steps, seed=0, length=ceil(steps / epochs / SAVES))
     file = cache_folder() / "healing" / f"{network}-{decomposition}-{share}-{epochs}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
-    model, rate = healed(model, subject.load(), batches, file)
-    return found | {"after": subject.score(model), "rate": rate}
+    return found | healed(model, subject.load(), batches, file) | {"after": subject.score(model)}
 
 
 def main() -> None:

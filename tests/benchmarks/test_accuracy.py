@@ -13,9 +13,12 @@ nn = torch.nn
 
 from benchmarks.accuracy import moments  # noqa: E402
 from benchmarks.accuracy.controls import CONTROLS, svd, svd_llm, tucker2, tucker_parameters, tucker_ranks  # noqa: E402
+from benchmarks.accuracy.networks.images import labelled  # noqa: E402
+from benchmarks.accuracy.sections import sections  # noqa: E402
 from benchmarks.accuracy.state import Key, State  # noqa: E402
 from benchmarks.accuracy.subject import matched  # noqa: E402
 from benchmarks.accuracy.table import page  # noqa: E402
+from tnc.demo.data import DataError  # noqa: E402
 
 WEIGHTS = "body.*.weight linear.weight"
 
@@ -142,3 +145,21 @@ def test_a_state_goes_on(tmp_path):
     lines = page(held).splitlines()
     assert "| svd | **50 (49.0)** | fails | 1 |" in lines
     assert "* resnet20, svd at 25%: ValueError: no" in lines
+
+
+def test_the_page_shows_parts_and_healing(tmp_path):
+    rows = {"dense": {"score": 93.0}, "shift": {"score": 90.12, "distance": 0.0512}}
+    (tmp_path / "ablation.json").write_text(json.dumps({"net, cp, 0.2": {"rows": rows, "samples": 512, "limit": 2000}}))
+    healed = {"before": 90.6, "after": 93.1, "steps": 352, "rate": 3e-4, "seconds": 1200.0}
+    (tmp_path / "healing.json").write_text(json.dumps({"net, cp, 0.25, 1 epochs": healed}))
+
+    lines = sections(tmp_path)
+
+    assert "| shift | 90.12 | 0.0512 |" in lines and "| dense | 93 |  |" in lines
+    assert "| net, cp, 0.25, 1 epochs | 90.6 | 93.1 | 352 | 0.0003 | 20 |" in lines
+    assert sections(tmp_path / "nothing") == []
+
+
+def test_what_has_no_labels_is_named():
+    with pytest.raises(DataError, match="minilm has no labelled images; these have: resnet20"):
+        labelled("minilm")
