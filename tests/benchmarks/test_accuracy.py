@@ -14,6 +14,7 @@ nn = torch.nn
 from benchmarks.accuracy import moments  # noqa: E402
 from benchmarks.accuracy.controls import CONTROLS, svd, svd_llm, tucker2, tucker_parameters, tucker_ranks  # noqa: E402
 from benchmarks.accuracy.networks.images import labelled  # noqa: E402
+from benchmarks.accuracy.rows import ROWS  # noqa: E402
 from benchmarks.accuracy.sections import sections  # noqa: E402
 from benchmarks.accuracy.state import Key, State  # noqa: E402
 from benchmarks.accuracy.subject import matched  # noqa: E402
@@ -61,7 +62,7 @@ def error(net, other, inputs):
 def test_a_control_keeps_its_share(net, inputs, name, share):
     weights = f"{WEIGHTS} rnn.weight_*"
 
-    model, parameters, _ = CONTROLS[name](copy.deepcopy(net), weights, share, inputs, None)
+    model, parameters, *_ = CONTROLS[name](copy.deepcopy(net), weights, share, inputs, None)
 
     before, after = matched(net, weights), matched(model, weights)
     assert sum(w.numel() for w in before.values()) * share * 0.7 < parameters
@@ -163,3 +164,15 @@ def test_the_page_shows_parts_and_healing(tmp_path):
 def test_what_has_no_labels_is_named():
     with pytest.raises(DataError, match="minilm has no labelled images; these have: resnet20"):
         labelled("minilm")
+
+
+def test_a_refined_row_starts_from_the_budget_before(net, inputs):
+    given = (WEIGHTS, 0.4, inputs, None)
+    before = ROWS["svd, budget"](copy.deepcopy(net), *given)
+    far = error(net, before.model, inputs)
+
+    after = ROWS["svd, refined"](copy.deepcopy(net), *given)
+
+    assert after.parameters == before.parameters and after.earlier > 0 and error(net, before.model, inputs) == far
+    assert error(net, after.model, inputs) < far
+    assert ROWS["svd, refined"](copy.deepcopy(net), *given).earlier == 0, "nothing is kept any more"

