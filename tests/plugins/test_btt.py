@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tests.errors import error_of
 from tnc.contract import dense
 from tnc.errors import RankError, WeightError
@@ -16,7 +16,7 @@ from tnc.testing import SHAPES, assert_conforms
 BTT = tnc.decompositions["btt"]
 
 
-@pytest.mark.parametrize("decomposition", ["btt", "btt(terms=1)"])
+@everywhere("btt", "btt(terms=1)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, 1e-6, shapes_for(xp, cycles=True))
 
