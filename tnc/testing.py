@@ -93,7 +93,7 @@ def _claim(holds: Any, message: str) -> None:
 
 def _check_shape(d: Decomposition, backend: Backend, shape: Shape, recovers: float | None) -> bool:
     """All checks at one shape. Returns whether the decomposition accepts it."""
-    ranks = [k * d.step for k in (1, 2, 3)]
+    ranks = [k * d.step for k in (1, 2, 4)]
     try:
         networks = [d.network(shape, rank) for rank in ranks]
     except WeightError:
