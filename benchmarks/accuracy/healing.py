@@ -21,6 +21,7 @@ import tnc
 from benchmarks.accuracy.networks import SUBJECTS
 from benchmarks.accuracy.networks.images import LEARNED_FROM, labelled
 from benchmarks.accuracy.ours import compressed
+from benchmarks.accuracy.subject import Subject
 from benchmarks.papers.segments import Segments
 from benchmarks.papers.study import stamp
 from benchmarks.papers.train import Recipe
@@ -43,21 +44,31 @@ def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path) 
     return {"rate": history.rate, "seconds": sum(epoch.seconds for epoch in history.epochs)}
 
 
-def run(network: str, decomposition: str, share: float, epochs: int, samples: int | None) -> dict[str, Any]:
-    """The scores before and after."""
-    subject, data = SUBJECTS[network], labelled(network)
+def start(subject: Subject, decomposition: str, share: float, samples: int | None, file: Path) -> nn.Module:
+    """The compressed network; one that an earlier run has made is loaded from `file`."""
+    if file.is_file():
+        return tnc.nn.load(subject.load(), file).eval()
     calibration = subject.calibration(samples or subject.samples)
+    made = compressed(decomposition, tnc.Budget, subject.load(), subject.weights, share, calibration, subject.forward)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tnc.nn.save(made.model, file)
+    return made.model.eval()
+
+
+def run(
+    network: str, decomposition: str, share: float, epochs: int, samples: int | None, folder: Path
+) -> dict[str, Any]:
+    """The scores before and after. What is needed to go on is kept in a folder."""
+    subject, data = SUBJECTS[network], labelled(network)
     recipe = Recipe(epochs=epochs, batch=128, rates=(), augmented=True)
     steps = recipe.steps(len(data.train.y))
-    model, parameters, note = compressed(
-        decomposition, tnc.Budget, subject.load(), subject.weights, share, calibration, subject.forward
-    )
-    found: dict[str, Any] = {"before": subject.score(model), "parameters": parameters, "note": note, "steps": steps}
+    named = f"{network}-{decomposition}-{share}"
+    model = start(subject, decomposition, share, samples, folder / f"{named}.safetensors")
+    found: dict[str, Any] = {"before": subject.score(model), "steps": steps}
     print(found, file=sys.stderr, flush=True)
     batches = Segments(data, recipe, steps=steps, seed=0, length=ceil(steps / epochs / SAVES))
-    file = cache_folder() / "healing" / f"{network}-{decomposition}-{share}-{epochs}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return found | healed(model, subject.load(), batches, file) | {"after": subject.score(model)}
+    trained = healed(model, subject.load(), batches, folder / f"{named}-{epochs}.safetensors")
+    return found | trained | {"after": subject.score(model)}
 
 
 def main() -> None:
@@ -70,7 +81,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    found = run(given.network, given.decomposition, given.share, given.epochs, given.samples)
+    folder = cache_folder() / "healing"
+    found = run(given.network, given.decomposition, given.share, given.epochs, given.samples, folder)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epochs"] = found | stamp()
     with writing(RESULTS) as write:

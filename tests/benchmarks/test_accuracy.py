@@ -11,14 +11,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorly")
 nn = torch.nn
 
-from benchmarks.accuracy import moments  # noqa: E402
+from benchmarks.accuracy import healing, moments  # noqa: E402
 from benchmarks.accuracy.controls import CONTROLS, svd, svd_llm, tucker2, tucker_parameters, tucker_ranks  # noqa: E402
+from benchmarks.accuracy.networks import SUBJECTS  # noqa: E402
 from benchmarks.accuracy.networks.images import labelled  # noqa: E402
 from benchmarks.accuracy.rows import ROWS  # noqa: E402
 from benchmarks.accuracy.sections import sections  # noqa: E402
 from benchmarks.accuracy.state import Key, State  # noqa: E402
-from benchmarks.accuracy.subject import matched  # noqa: E402
+from benchmarks.accuracy.subject import Subject, matched  # noqa: E402
 from benchmarks.accuracy.table import page  # noqa: E402
+from benchmarks.papers.train import Data, Split, accuracy  # noqa: E402
 from tnc.demo.data import DataError  # noqa: E402
 
 WEIGHTS = "body.*.weight linear.weight"
@@ -176,3 +178,30 @@ def test_a_refined_row_starts_from_the_budget_before(net, inputs):
     assert after.parameters == before.parameters and after.earlier > 0 and error(net, before.model, inputs) == far
     assert error(net, after.model, inputs) < far
     assert ROWS["svd, refined"](copy.deepcopy(net), *given).earlier == 0, "nothing is kept any more"
+
+
+def test_healing_goes_on_from_what_was_compressed(net, tmp_path, monkeypatch):
+    """The second run starts from the first one's files, and ends where it ended."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 2)).eval()
+    images = torch.randint(256, (80, 3, 12, 12), dtype=torch.uint8)
+    part = Split(images, (images[:, 0].float().mean((1, 2)) > 127).long())
+    data = Data(part, part, part, torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255.0))
+    inputs = list(data.prepared(images).split(40))
+    asked = []
+
+    def calibration(n):
+        asked.append(n)
+        return inputs
+
+    def score(scored, limit=None):
+        return 100 * accuracy(scored, data, part)
+
+    subject = Subject("tiny", lambda: copy.deepcopy(model), calibration, score, "[24].weight", "accuracy, %")
+    monkeypatch.setitem(SUBJECTS, "tiny", subject)
+    monkeypatch.setattr(healing, "labelled", lambda name: data)
+
+    first = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
+    second = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
+
+    assert asked == [64] and first == second and first["after"] >= first["before"] and first["rate"] > 0
