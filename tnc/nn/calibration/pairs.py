@@ -67,7 +67,30 @@ def shifted(
     present: Mapping[str, Tensor],
     seed: int = 0,
 ) -> dict[str, Shift | None]:
-    """Moments of the inputs of some weights, with dense values and with the present ones: `shifts` of one round."""
+    """Moments of the inputs of some weights, with dense values and with the present ones: `shifts` of one round.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    calls : Calls
+    names : iterable of str
+        Weights whose inputs are wanted. A tied weight may have any of its names.
+    dense, present : mapping of str to Tensor
+    seed : int
+        All as in `shifts`.
+
+    Returns
+    -------
+    dict of str to Shift or None
+        As `shifts` yields.
+
+    Raises
+    ------
+    MatchError
+        A name does not exist.
+    DataError
+        Values do not fit the model, or inputs of a weight are not finite.
+    """
     wanted = list(names)
     (found,) = shifts(model, calls, [Round(wanted, 0)], dense, present, seed)
     return found
