@@ -1,12 +1,25 @@
-"""Shapes for the conformance kit where fits take seconds."""
+"""Which plugins, libraries and shapes the conformance kit meets where fits take seconds."""
 
 from __future__ import annotations
 
+import pytest
 from array_api_compat import is_numpy_namespace
 
+from tests.conftest import PLACES
 from tnc.testing import SHAPES
 
-__all__ = ["shapes_for"]
+__all__ = ["everywhere", "shapes_for"]
+
+
+def everywhere(first, *others):
+    """Cases of `decomposition` and `place`: the first with every library, the others with NumPy.
+
+    Settings of a plugin change its networks. They do not change which functions of a library its fits call.
+    """
+    places = [place if hasattr(place, "marks") else pytest.param(place) for place in PLACES]
+    cases = [pytest.param(first, *place.values, marks=place.marks) for place in places]
+    cases += [pytest.param(other, "numpy") for other in others]
+    return pytest.mark.parametrize(("decomposition", "place"), cases, indirect=["place"])
 
 
 def shapes_for(xp, *, cycles=False):

@@ -62,6 +62,12 @@ for (module, name), few in FEW.items():
 
 
 @pytest.fixture
+def hasty(monkeypatch):
+    """Least squares that end after a sweep or two, for tests that do not ask how near a fit comes."""
+    monkeypatch.setattr(alternating, "_WORK", 0.0)
+
+
+@pytest.fixture
 def all_starts(monkeypatch):
     """As many starts as users get, for tests of where fits end."""
     for (module, name), many in ALL.items():

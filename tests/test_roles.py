@@ -68,6 +68,7 @@ def test_a_long_kernel_is_no_stack():
 EVERY = sorted(tnc.decompositions)
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("text", SEEN)
 def test_every_plugin_in_every_order(method, text, rng):

@@ -55,7 +55,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "tnc/nn/calibration/tally.py": ("seen in moments", "nn/calibration/test_gathering.py"),
     "tnc/nn/calibration/weights.py": ("seen in moments", "nn/calibration/test_gathering.py"),
     # Calibrated compression is judged by the outputs of whole models.
-    "tnc/nn/calibration/importance.py": ("seen in what a budget keeps", "nn/calibration/test_compression.py"),
     "tnc/nn/calibration/metrics.py": ("seen in outputs", "nn/calibration/test_compression.py"),
     "tnc/nn/calibration/refit.py": ("seen in outputs", "nn/calibration/test_compression.py"),
     "tnc/nn/calibration/values.py": ("seen in outputs", "nn/calibration/test_compression.py"),

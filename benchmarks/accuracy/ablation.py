@@ -44,7 +44,7 @@ def parts(subject: Subject, decomposition: str, share: float, samples: int) -> I
     work = work_of(model, calls, rules(tnc.Budget), Options())
     polished = [work.polished(version) for version in work.versions()]
     for version in polished:
-        yield f"Budget by {version.objective}, metric", version
+        yield f"Budget by {version.plan}, metric", version
     best = min(polished, key=lambda version: version.distance)
     yield "shift", work.shifted(best)
     small = tnc.compress(deepcopy(model), rules(tnc.Budget), data=data, forward=subject.forward)

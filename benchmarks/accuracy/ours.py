@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from torch import nn
@@ -37,6 +38,27 @@ def compressed(
     return Made(model, report.after, note)
 
 
+LAST: dict[tuple[Any, ...], Made] = {}
+"""What the last row "FORMAT, budget" made, so that the row "FORMAT, refined" need not make it again."""
+
+
+def budget(
+    decomposition: str,
+    model: nn.Module,
+    weights: str,
+    share: float,
+    calibration: list[Any],
+    forward: Forward | None,
+) -> Made:
+    """Compress under one budget for all weights, and keep the result for `refined`."""
+    begin = perf_counter()
+    made = compressed(decomposition, tnc.Budget, model, weights, share, calibration, forward)
+    LAST.clear()
+    seconds = perf_counter() - begin
+    LAST[decomposition, weights, share, id(calibration)] = made._replace(model=deepcopy(made.model), earlier=seconds)
+    return made
+
+
 def refined(
     decomposition: str,
     model: nn.Module,
@@ -46,9 +68,12 @@ def refined(
     forward: Forward | None,
 ) -> Made:
     """The same, and then gradient steps towards the outputs of the dense network, without labels."""
-    teacher = deepcopy(model)
-    made = compressed(decomposition, tnc.Budget, model, weights, share, calibration, forward)
-    result = tnc.nn.refine(model, teacher, calibration, steps=REFINE_STEPS, forward=forward, progress=False)
+    teacher, key = deepcopy(model), (decomposition, weights, share, id(calibration))
+    if key not in LAST:
+        budget(decomposition, model, weights, share, calibration, forward)
+        LAST[key] = LAST[key]._replace(earlier=0.0)
+    made = LAST.pop(key)
+    result = tnc.nn.refine(made.model, teacher, calibration, steps=REFINE_STEPS, forward=forward, progress=False)
     return made._replace(note=f"{made.note}; rate {result.rate}, {result.before:.3f} -> {result.after:.3f}")
 
 
@@ -57,7 +82,7 @@ FORMATS = ("svd", "tucker", "mpo", "tt", "cp")
 ROWS = (
     {f"{name}, weights": partial(compressed, name, tnc.Budget, calibrated=False) for name in FORMATS}
     | {f"{name}, uniform": partial(compressed, name, tnc.Ratio) for name in FORMATS}
-    | {f"{name}, budget": partial(compressed, name, tnc.Budget) for name in FORMATS}
+    | {f"{name}, budget": partial(budget, name) for name in FORMATS}
     | {f"{name}, refined": partial(refined, name) for name in FORMATS}
-    | {"auto": partial(compressed, "auto", tnc.Budget), "auto, refined": partial(refined, "auto")}
+    | {"auto": partial(budget, "auto"), "auto, refined": partial(refined, "auto")}
 )

@@ -24,14 +24,14 @@ def measure(subject: Subject, share: float, row: Row | None, calibration: list[A
     """Score, kept share of the matched weights and seconds of one cell; None is the dense network."""
     model = subject.load()
     whole = sum(weight.numel() for weight in matched(model, subject.weights).values())
-    begin, parameters, note = perf_counter(), whole, ""
+    begin, parameters, note, earlier = perf_counter(), whole, "", 0.0
     if row is not None:
         torch.manual_seed(0)
-        model, parameters, note = row(model, subject.weights, share, calibration, subject.forward)
+        model, parameters, note, earlier = row(model, subject.weights, share, calibration, subject.forward)
     made = perf_counter()
     score = subject.score(model.eval(), limit)
     found = {"score": score if math.isfinite(score) else None, "kept": parameters / whole, "parameters": parameters}
-    found |= {"seconds": round(made - begin, 1), "score_seconds": round(perf_counter() - made, 1)}
+    found |= {"seconds": round(made - begin + earlier, 1), "score_seconds": round(perf_counter() - made, 1)}
     return found | ({"note": note} if note else {})
 
 

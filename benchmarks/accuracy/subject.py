@@ -54,11 +54,15 @@ class Subject:
 
 
 class Made(NamedTuple):
-    """What a row makes: a network, the number of parameters its matched weights have now, and a remark."""
+    """What a row makes: a network, the number of parameters its matched weights have now, and a remark.
+
+    `earlier` are seconds that another row has spent on it.
+    """
 
     model: nn.Module
     parameters: int
     note: str = ""
+    earlier: float = 0.0
 
 
 Row = Callable[[nn.Module, str, float, "list[Any]", "Forward | None"], Made]

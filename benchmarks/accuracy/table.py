@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.accuracy.networks import SUBJECTS
 from benchmarks.accuracy.rows import DENSE, ROWS
+from benchmarks.accuracy.sections import sections
 from benchmarks.accuracy.state import Key, State
 from benchmarks.papers.study import stamp
 from benchmarks.plots import panels
@@ -112,6 +113,7 @@ def page(state: State, shown: str | None = None) -> str:
         "",
         *([f"![Score against kept share]({shown})", ""] if shown else []),
         *(line for name in ordered for line in of_network(results, name)),
+        *sections(state.path.parent),
         *notes(results),
     ]
     return "\n".join(text).rstrip() + "\n"

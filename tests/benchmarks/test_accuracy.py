@@ -11,11 +11,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tensorly")
 nn = torch.nn
 
-from benchmarks.accuracy import moments  # noqa: E402
+from benchmarks.accuracy import healing, moments  # noqa: E402
 from benchmarks.accuracy.controls import CONTROLS, svd, svd_llm, tucker2, tucker_parameters, tucker_ranks  # noqa: E402
+from benchmarks.accuracy.networks import SUBJECTS  # noqa: E402
+from benchmarks.accuracy.networks.images import labelled  # noqa: E402
+from benchmarks.accuracy.rows import ROWS  # noqa: E402
+from benchmarks.accuracy.sections import sections  # noqa: E402
 from benchmarks.accuracy.state import Key, State  # noqa: E402
-from benchmarks.accuracy.subject import matched  # noqa: E402
+from benchmarks.accuracy.subject import Subject, matched  # noqa: E402
 from benchmarks.accuracy.table import page  # noqa: E402
+from benchmarks.papers.train import Data, Split, accuracy  # noqa: E402
+from tnc.demo.data import DataError  # noqa: E402
 
 WEIGHTS = "body.*.weight linear.weight"
 
@@ -58,7 +64,7 @@ def error(net, other, inputs):
 def test_a_control_keeps_its_share(net, inputs, name, share):
     weights = f"{WEIGHTS} rnn.weight_*"
 
-    model, parameters, _ = CONTROLS[name](copy.deepcopy(net), weights, share, inputs, None)
+    model, parameters, *_ = CONTROLS[name](copy.deepcopy(net), weights, share, inputs, None)
 
     before, after = matched(net, weights), matched(model, weights)
     assert sum(w.numel() for w in before.values()) * share * 0.7 < parameters
@@ -142,3 +148,60 @@ def test_a_state_goes_on(tmp_path):
     lines = page(held).splitlines()
     assert "| svd | **50 (49.0)** | fails | 1 |" in lines
     assert "* resnet20, svd at 25%: ValueError: no" in lines
+
+
+def test_the_page_shows_parts_and_healing(tmp_path):
+    rows = {"dense": {"score": 93.0}, "shift": {"score": 90.12, "distance": 0.0512}}
+    (tmp_path / "ablation.json").write_text(json.dumps({"net, cp, 0.2": {"rows": rows, "samples": 512, "limit": 2000}}))
+    healed = {"before": 90.6, "after": 93.1, "steps": 352, "rate": 3e-4, "seconds": 1200.0}
+    (tmp_path / "healing.json").write_text(json.dumps({"net, cp, 0.25, 1 epochs": healed}))
+
+    lines = sections(tmp_path)
+
+    assert "| shift | 90.12 | 0.0512 |" in lines and "| dense | 93 |  |" in lines
+    assert "| net, cp, 0.25, 1 epochs | 90.6 | 93.1 | 352 | 0.0003 | 20 |" in lines
+    assert sections(tmp_path / "nothing") == []
+
+
+def test_what_has_no_labels_is_named():
+    with pytest.raises(DataError, match="minilm has no labelled images; these have: resnet20"):
+        labelled("minilm")
+
+
+def test_a_refined_row_starts_from_the_budget_before(net, inputs):
+    given = (WEIGHTS, 0.4, inputs, None)
+    before = ROWS["svd, budget"](copy.deepcopy(net), *given)
+    far = error(net, before.model, inputs)
+
+    after = ROWS["svd, refined"](copy.deepcopy(net), *given)
+
+    assert after.parameters == before.parameters and after.earlier > 0 and error(net, before.model, inputs) == far
+    assert error(net, after.model, inputs) < far
+    assert ROWS["svd, refined"](copy.deepcopy(net), *given).earlier == 0, "nothing is kept any more"
+
+
+def test_healing_goes_on_from_what_was_compressed(net, tmp_path, monkeypatch):
+    """The second run starts from the first one's files, and ends where it ended."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(512, 2)).eval()
+    images = torch.randint(256, (80, 3, 12, 12), dtype=torch.uint8)
+    part = Split(images, (images[:, 0].float().mean((1, 2)) > 127).long())
+    data = Data(part, part, part, torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255.0))
+    inputs = list(data.prepared(images).split(40))
+    asked = []
+
+    def calibration(n):
+        asked.append(n)
+        return inputs
+
+    def score(scored, limit=None):
+        return 100 * accuracy(scored, data, part)
+
+    subject = Subject("tiny", lambda: copy.deepcopy(model), calibration, score, "[24].weight", "accuracy, %")
+    monkeypatch.setitem(SUBJECTS, "tiny", subject)
+    monkeypatch.setattr(healing, "labelled", lambda name: data)
+
+    first = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
+    second = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
+
+    assert asked == [64] and first == second and first["after"] >= first["before"] and first["rate"] > 0

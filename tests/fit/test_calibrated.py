@@ -222,7 +222,7 @@ def test_a_weight_that_no_input_reaches_is_fitted_as_it_is(rng):
     np.testing.assert_allclose(dense(network, cores, x.shape), dense(network, made("svd").fit(x, network), x.shape))
 
 
-@pytest.mark.parametrize("name", ["svd", "tt", "cp", "adtn", "adtn(depth=2)"])
+@pytest.mark.parametrize("name", ["svd", "tt", "cp", "adtn", "adtn(depth=2, steps=30)"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_weights_and_metrics_of_any_scale(name, dtype, rng):
     plugin, x, matrix = made(name), rng.standard_normal((6, 8)), moment(8, rng)

@@ -8,7 +8,7 @@ import tensorly
 from tensorly.decomposition import parafac
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tests.errors import error_of, least_error
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
@@ -16,7 +16,7 @@ from tnc.testing import assert_conforms
 CP = tnc.decompositions["cp"]
 
 
-@pytest.mark.parametrize("decomposition", ["cp", "cp(order=1)"])
+@everywhere("cp", "cp(order=1)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-6, shapes=shapes_for(xp, cycles=True))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tnc import Factorization
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
@@ -35,7 +35,7 @@ def networks(layers):
     ]
 
 
-@pytest.mark.parametrize("decomposition", ["mpo", "mpo(order=1)", "mpo(order=2)", "mpo(order=5)"])
+@everywhere("mpo", "mpo(order=1)", "mpo(order=2)", "mpo(order=5)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes_for(xp))
 

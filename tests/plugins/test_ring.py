@@ -8,7 +8,7 @@ import tensorly
 from tensorly.decomposition import tensor_ring_als
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tests.errors import error_of
 from tnc import Factorization
 from tnc.contract import dense
@@ -20,7 +20,7 @@ Ring = tnc.decompositions["ring"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decomposition", ["ring", "ring(order=1)"])
+@everywhere("ring", "ring(order=1)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-6, shapes=shapes_for(xp, cycles=True))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tnc import Factorization
 from tnc.contract import dense
 from tnc.errors import RankError, WeightError
@@ -23,14 +23,19 @@ SHAPE = (128, 48)
 each = pytest.mark.parametrize("kind", [STTu, STT, STR], ids=["sttu", "stt", "str"])
 
 
-@pytest.mark.parametrize("decomposition", ["sttu", "stt", "sttu(t=4)", "stt(t=4)", "stt(t=(2, 1, 4))"])
-def test_trees_conform(decomposition, xp):
-    shapes = [(13, 29)] if "(2" in decomposition else [(12, 18), (13, 29), (8, 6, 3, 3), (3, 8, 40)]
+@everywhere("stt", "stt(t=4)", "stt(t=(2, 1, 4))")
+def test_trains_conform(decomposition, xp):
+    shapes = [(13, 29)] if "(2" in decomposition else shapes_for(xp)
     assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes)
 
 
+@everywhere("sttu", "sttu(t=4)")
+def test_tuckers_conform(decomposition, xp):
+    assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes_for(xp))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("decomposition", ["str", "str(order=1)"])
+@everywhere("str", "str(order=1)")
 def test_rings_conform(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-6, shapes=shapes_for(xp, cycles=True))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tests.errors import error_of, least_error
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
@@ -14,7 +14,7 @@ from tnc.testing import assert_conforms
 TT = tnc.decompositions["tt"]
 
 
-@pytest.mark.parametrize("decomposition", ["tt", "tt(order=1)", "tt(order=3)"])
+@everywhere("tt", "tt(order=1)", "tt(order=3)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes_for(xp))
 

@@ -8,7 +8,7 @@ import tensorly
 from tensorly.decomposition import partial_tucker, tucker
 
 import tnc
-from tests.conformance import shapes_for
+from tests.conformance import everywhere, shapes_for
 from tests.errors import error_of, least_error
 from tnc.errors import RankError, WeightError
 from tnc.testing import assert_conforms
@@ -16,7 +16,7 @@ from tnc.testing import assert_conforms
 Tucker = tnc.decompositions["tucker"]
 
 
-@pytest.mark.parametrize("decomposition", ["tucker", "tucker(order=1)", "tucker(order=3)"])
+@everywhere("tucker", "tucker(order=1)", "tucker(order=3)")
 def test_conforms(decomposition, xp):
     assert_conforms(decomposition, xp, recovers=1e-10, shapes=shapes_for(xp))
 

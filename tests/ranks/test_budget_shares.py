@@ -35,14 +35,16 @@ def kept(chosen):
     return sum(n.n_params if isinstance(n, Network) else weights()[name].size for name, n in chosen.items())
 
 
-SLOW = ("btt", "ring", "str")
+SLOW = ("btt", "cp", "ring", "str")
+"""Fits by least squares: for these the large weights are left out."""
+
 NEAR = dict.fromkeys((name for name in tnc.decompositions if name != "auto"), 0.99) | {"adtn": 0.93}
 """How much of the budget is used. Layers of ADTN are large, and all of one size: what is left is less than one."""
 
 
 @pytest.mark.parametrize("plugin", NEAR)
 def test_nearly_all_of_a_budget_is_used(plugin):
-    which = ("w0", "w3", "w5", "w6") if plugin in SLOW else list(weights())
+    which = ("w0", "w1", "w3", "w6") if plugin in SLOW else list(weights())
     mine = {name: weights()[name] for name in which}
     chosen = Budget(0.3).assign(mine, tnc.decompositions[plugin]())
     assert NEAR[plugin] * 0.3 <= kept(chosen) / sum(x.size for x in mine.values()) <= 0.3

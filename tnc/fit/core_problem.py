@@ -168,11 +168,13 @@ def _gram_indices(network: Network, k: int) -> tuple[Indices, ...]:
     """Indices of core `k`'s factor of the others' normal matrices.
 
     The factor is the core times its copy, summed over the indices that no other core has. If it would be a matrix of a
-    side larger than `FORMED`, the core and its copy stay two factors.
+    side larger than `FORMED`, the core and its copy stay two factors. So they do if it would be large and have more
+    entries than the core: every other core's normal matrices would read all of them.
     """
     names, roles = network.operands[k], roles_of(network, k)
     primed = _primed(network, names)
-    if prod(network.sizes[i] for i in roles.inner) > FORMED:
+    side, free = (prod(network.sizes[i] for i in part) for part in (roles.inner, roles.free))
+    if side > FORMED or side > max(FORMED // 16, free):
         return names, primed
     pairs = [pair for pair in zip(names, primed, strict=True) if pair[0] not in roles.free]
     return (tuple(dict.fromkeys(chain.from_iterable(pairs))),)

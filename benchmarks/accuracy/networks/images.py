@@ -15,10 +15,11 @@ from benchmarks.accuracy.packages import data_folder
 from benchmarks.accuracy.subject import Subject
 from benchmarks.papers import data, trained
 from benchmarks.papers.networks.resnet import Block
+from benchmarks.papers.train import Data, split
 from benchmarks.papers.trained import IMAGENET, UNIT, Moments
 from tnc.demo.data import DataError, Images
 
-__all__ = ["SUBJECTS"]
+__all__ = ["LEARNED_FROM", "SUBJECTS", "labelled"]
 
 HUNDRED = Moments((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))
 BATCH = 250
@@ -95,9 +96,8 @@ def found(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def classifier(
-    name: str, make: Callable[[], nn.Module], of: str, moments: Moments, weights: str, dense: float
-) -> Subject:
+def classifier(name: str, make: Callable[[], nn.Module], weights: str, dense: float) -> Subject:
+    of, moments = LEARNED_FROM[name]
     return Subject(
         name=name,
         load=partial(found, make),
@@ -109,17 +109,40 @@ def classifier(
     )
 
 
+def labelled(name: str) -> Data:
+    """The labelled images of a classifier by its name, with 10 % of the training images held out.
+
+    Raises
+    ------
+    DataError
+        The network is no classifier of images.
+    """
+    if name not in LEARNED_FROM:
+        raise DataError(f"{name} has no labelled images; these have: {', '.join(LEARNED_FROM)}")
+    of, moments = LEARNED_FROM[name]
+    return split(images(of), mean=moments.mean, std=moments.std)
+
+
 RESIDUAL = "layer*.conv?.weight"
 VGG = "features.conv1_2.weight features.conv[2-5]_?.weight"
+RESNETS = {20: 91.73, 32: 92.63, 56: 93.39}
+HUNDREDS = {20: 69.69, 32: 71.70}
+LEARNED_FROM = {
+    **{f"resnet{depth}": ("cifar10", IMAGENET) for depth in RESNETS},
+    **dict.fromkeys(("resnet56-b", "vgg16-bn"), ("cifar10", UNIT)),
+    **{f"resnet{depth}-cifar100": ("cifar100", HUNDRED) for depth in HUNDREDS},
+}
+"""By the name of a network its data set, and the moments that standardize images for it."""
+
 SUBJECTS = (
     *(
-        classifier(f"resnet{depth}", partial(trained.resnet, depth), "cifar10", IMAGENET, RESIDUAL, dense)
-        for depth, dense in ((20, 91.73), (32, 92.63), (56, 93.39))
+        classifier(f"resnet{depth}", partial(trained.resnet, depth), RESIDUAL, dense)
+        for depth, dense in RESNETS.items()
     ),
-    classifier("resnet56-b", trained.resnet56_b, "cifar10", UNIT, RESIDUAL, 93.20),
-    classifier("vgg16-bn", trained.vgg16_bn, "cifar10", UNIT, VGG, 92.25),
+    classifier("resnet56-b", trained.resnet56_b, RESIDUAL, 93.20),
+    classifier("vgg16-bn", trained.vgg16_bn, VGG, 92.25),
     *(
-        classifier(f"resnet{depth}-cifar100", partial(hundred, depth), "cifar100", HUNDRED, RESIDUAL, dense)
-        for depth, dense in ((20, 69.69), (32, 71.70))
+        classifier(f"resnet{depth}-cifar100", partial(hundred, depth), RESIDUAL, dense)
+        for depth, dense in HUNDREDS.items()
     ),
 )

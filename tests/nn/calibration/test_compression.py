@@ -12,6 +12,7 @@ from torch import nn
 import tnc
 from tnc.errors import DataError
 from tnc.jobs import bytes_of
+from tnc.nn.calibration.versions import Version, Work
 
 SPREAD = torch.arange(1.0, 25.0) ** -0.8
 
@@ -153,3 +154,29 @@ def test_a_weight_whose_rows_meet_the_inputs_is_fitted_in_order_too(objective):
     first, second = (model.tnc_report.calibration for model in small)
     assert second["distances"] == pytest.approx(first["distances"], rel=0.02) and first["shift"] and second["shift"]
     assert torch.allclose(small[0](data), small[1](data), atol=0.02)
+
+
+def test_a_budget_is_also_divided_by_measured_distances():
+    small = tnc.compress(copy.deepcopy(dense()), "svd", rank=tnc.Budget(0.5), data=batches())
+    assert set(small.tnc_report.calibration["distances"]) >= {"output", "fisher", "fisher, measured"}
+    fixed = tnc.compress(copy.deepcopy(dense()), "svd", rank=3, data=batches())
+    assert "fisher, measured" not in fixed.tnc_report.calibration["distances"]
+
+
+def test_versions_that_are_far_behind_are_not_continued(monkeypatch):
+    distances = {"output": 3.0, "fisher": 1.0, "fisher, measured": 1.2}
+    swept = []
+
+    def judged(work, plan, checkpoint, means):
+        return Version(plan, checkpoint, {}, distances[str(plan)])
+
+    def polished(work, version):
+        swept.append(str(version.plan))
+        return version._replace(distance=version.distance / 2)
+
+    monkeypatch.setattr(Work, "_judged", judged)
+    monkeypatch.setattr(Work, "polished", polished)
+    monkeypatch.setattr(Work, "shifted", lambda work, version: version._replace(distance=9.0))
+    found = tnc.compress(copy.deepcopy(dense()), "tucker", rank=tnc.Budget(0.5), data=batches()).tnc_report.calibration
+    assert swept == ["fisher", "fisher, measured"] and found["objective"] == "fisher"
+    assert found["distances"].items() >= {"output": 3.0, "fisher": 0.5, "fisher, measured": 0.6}.items()

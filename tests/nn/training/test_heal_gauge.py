@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 
@@ -27,13 +28,21 @@ def turned(model, scale):
     return model
 
 
+@cache
+def fitted(method):
+    """Compressed once for all tests, which copy it."""
+    return small(net(torch.float64), method, 3)
+
+
+@pytest.mark.pairwise("steps are those of the weight, whatever gauge and rate a format meets them with")
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("method", ["svd", "mpo(order=3)", "tucker", "ring", "cp", "adtn"])
 @pytest.mark.parametrize("scale", [64.0, 0.037])
 @pytest.mark.parametrize("rate", [None, 0.02], ids=["lr", "core_lr"])
 def test_the_gauge_does_not_matter(planted, method, scale, rate):
     """Several steps with decay, from two gauges: the same weights, where one rate for all cores gives others."""
-    given = small(net(torch.float64), method, 3)
     x, y = torch.randn(4, 16, 32, dtype=torch.float64), torch.randint(10, (4, 16))
+    given = fitted(method)
     ends, plain = [], []
     for model in (copy.deepcopy(given), turned(given, scale)):
         assert planted.gap(model[0].weight, given[0].weight) < 1e-12

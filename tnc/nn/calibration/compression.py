@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from tnc.checkpoint import Checkpoint
 from tnc.errors import listed
 from tnc.nn.calibration.recalibrate import recalibrate
-from tnc.nn.calibration.versions import Work
+from tnc.nn.calibration.versions import Version, Work
 
 __all__ = ["Calibrated", "calibrated"]
+
+
+_FAR = 1.5
+"""Versions whose quick fits end farther from the dense model than the best ones by this factor are not continued."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,10 @@ def calibrated(work: Work) -> Calibrated:
         As `compress_weights` and `Judge`, or nothing is known for any of the objectives.
     """
     versions = work.versions()
+    limit = _FAR * min(version.distance for version in versions)
     with work.timing("polish"):
-        pairs = [(version, work.polished(version)) for version in versions]
-    ends = [min(pair, key=lambda version: version.distance) for pair in pairs]
-    distances = {version.objective: version.distance for version in ends}
+        ends = [_polished(work, version) if version.distance <= limit else version for version in versions]
+    distances = {str(version.plan): version.distance for version in ends}
     best = unshifted = min(ends, key=lambda version: version.distance)
     if work.options.shift:
         with work.timing("shift"):
@@ -85,10 +89,15 @@ def calibrated(work: Work) -> Calibrated:
         best = min(best, shifted, key=lambda version: version.distance)
     summary = {
         "samples": work.observed.statistics.samples, "held_out": work.judge.calls.samples, "distances": distances,
-        "distance": best.distance, "objective": best.objective, "shift": best is not unshifted,
+        "distance": best.distance, "objective": str(best.plan), "shift": best is not unshifted,
         "seconds": work.seconds,
     }  # fmt: skip
     if unreached := work.observed.unreached:
         summary["unreached"] = listed(unreached)
     biases = {name: value for name, value in best.values.items() if name not in best.checkpoint.factorized}
     return Calibrated(best.checkpoint, biases, work, summary)
+
+
+def _polished(work: Work, version: Version) -> Version:
+    """The version with cores that are swept to the end, if its outputs are nearer then."""
+    return min(version, work.polished(version), key=lambda each: each.distance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from tnc.decomposition import Factorization
@@ -14,12 +15,15 @@ from tnc.nn.calibration.judge import Judge
 from tnc.nn.calibration.metrics import Site
 from tnc.nn.calibration.values import Means, distance, rebuilt
 from tnc.nn.data.calls import Calls
+from tnc.nn.data.evaluation import evaluating
+from tnc.nn.data.outputs import outputs, rows
 from tnc.ranks.allocation import even_network
 
-__all__ = ["importances"]
+__all__ = ["few", "importances"]
 
-_SAMPLES = 64
-"""Samples that the model runs on once for each weight."""
+_SAMPLES, _FEWEST, _POSITIONS = 64, 8, 4096
+"""Samples that the model runs on once for each weight: fewer, but not below `_FEWEST`, if their outputs have more than
+`_POSITIONS` positions, as those of texts do."""
 
 _LEAST = 1e-9
 """Squared errors below this one say nothing."""
@@ -48,7 +52,7 @@ def importances(
         Of the inputs of each weight.
     weighings : mapping of str to Weighing
     """
-    judge = Judge(model, calls.first(_SAMPLES))
+    judge = Judge(model, few(model, calls))
     found = {}
     for name, job in jobs.items():
         trial = _trial(job, weighings[name])
@@ -58,6 +62,15 @@ def importances(
         values = rebuilt(model, {name: factorization}, sites, means)
         found[name] = distance(model, judge, values) / max(error**2, _LEAST)
     return found
+
+
+def few(model: nn.Module, calls: Calls) -> Calls:
+    """The samples that the model runs on once for each weight."""
+    one = calls.first(1)
+    with torch.no_grad(), evaluating(model):
+        found = outputs(one.returned(model, one.batches[0]))
+    positions = max(len(rows(x)) for x in found)
+    return calls.first(min(_SAMPLES, max(_FEWEST, _POSITIONS // positions)))
 
 
 def _trial(job: Job, weighing: Weighing) -> tuple[Factorization, float] | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +13,14 @@ from torch import Tensor, nn
 from tnc.errors import DataError, listed
 from tnc.nn.calibration.observe import Observer
 from tnc.nn.calibration.operations import Use, light
+from tnc.nn.calibration.rounds import Round, parts, stretches
 from tnc.nn.calibration.swap import quiet, swapped
 from tnc.nn.calibration.tallies import Inputs, narrow, vectors
 from tnc.nn.calibration.tally import Sums
 from tnc.nn.calibration.weights import Weight, weights
 from tnc.nn.data.calls import Calls
 
-__all__ = ["Shift", "in_order", "shifted"]
+__all__ = ["Shift", "shifted", "shifts"]
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,57 @@ def shifted(
     present: Mapping[str, Tensor],
     seed: int = 0,
 ) -> dict[str, Shift | None]:
-    """Moments of the inputs of some weights, with dense values and with the present ones.
-
-    Each batch runs twice: with the dense values, then with the present ones. The second run ends as soon as it has used
-    all these weights as often as the first one. The first run ends early, too, if each weight was used exactly once in
-    the batch before. Between the two runs, the inputs of these weights for one batch are kept in memory.
+    """Moments of the inputs of some weights, with dense values and with the present ones: `shifts` of one round.
 
     Parameters
     ----------
     model : torch.nn.Module
-        It is as it was afterwards.
+    calls : Calls
+    names : iterable of str
+        Weights whose inputs are wanted. A tied weight may have any of its names.
+    dense, present : mapping of str to Tensor
+    seed : int
+        All as in `shifts`.
+
+    Returns
+    -------
+    dict of str to Shift or None
+        As `shifts` yields.
+
+    Raises
+    ------
+    MatchError
+        A name does not exist.
+    DataError
+        Values do not fit the model, or inputs of a weight are not finite.
+    """
+    wanted = list(names)
+    (found,) = shifts(model, calls, [Round(wanted, 0)], dense, present, seed)
+    return found
+
+
+def shifts(
+    model: nn.Module,
+    calls: Calls,
+    rounds: Iterable[Round],
+    dense: Mapping[str, Tensor],
+    present: Mapping[str, Tensor],
+    seed: int = 0,
+) -> Iterator[dict[str, Shift | None]]:
+    """For one round after the other, moments of the inputs of its weights with dense values and with the present ones.
+
+    Present values are read when a round begins, so that they may change between the rounds. Every batch runs once a
+    round with the present values, up to the last weight of the round. With the dense values it runs once for as many
+    rounds as have inputs that can be kept in memory. These runs end early, too, if each weight was used exactly once in
+    the batch before.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        It is as it was afterwards, and between the rounds.
     calls : Calls
         The inputs.
-    names : iterable of str
+    rounds : iterable of Round
         Weights whose inputs are wanted. A tied weight may have any of its names.
     dense : mapping of str to Tensor
         Values of the dense model, of all parameters that differ.
@@ -89,8 +126,8 @@ def shifted(
     seed : int
         Chooses the patches of large images. They are the same in both runs.
 
-    Returns
-    -------
+    Yields
+    ------
     dict of str to Shift or None
         By the first name of each weight. It is None for a weight that is not used, that is looked up, or that is used
         in several ways. It is also None if the two runs differ in the number of its input vectors: other tokens may be
@@ -103,64 +140,77 @@ def shifted(
     DataError
         Values do not fit the model, or inputs of a weight are not finite.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    pairs = {name: _Pair(weight) for name, weight in weights(model, names).items()}
-    with torch.no_grad(), quiet(model):
-        for k, batch in enumerate(calls):
-            live = {name: pair for name, pair in pairs.items() if pair.fits}
-            if not live:
-                break
-            keep, take = (partial(see, batches=len(calls), seed=seed + k) for see in (_Pair.keep, _Pair.take))
-            with swapped(parameters, dense):
+    runs = _Runs(model, calls, seed)
+    for stretch in stretches(rounds):
+        own = [weights(model, one.names) for one in stretch]
+        pairs = {name: _Pair(weight) for each in own for name, weight in each.items()}
+        some = parts(len(calls), sum(one.numbers for one in stretch))
+        for k, each in enumerate(own):
+            mine = {name: pairs[name] for name in each}
+            for part in some:
+                if k == 0:
+                    runs.keep(pairs, part, dense)
+                runs.take(mine, part, present)
+            yield {name: pair.shift(calls.samples) for name, pair in mine.items()}
+
+
+class _Runs:
+    """Runs of a model on its batches, in which pairs see the uses of their weights."""
+
+    def __init__(self, model: nn.Module, calls: Calls, seed: int) -> None:
+        self.model, self.calls, self.seed = model, calls, seed
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    @contextmanager
+    def _with(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        with torch.no_grad(), quiet(self.model), swapped(self.parameters, values):
+            yield
+
+    def keep(self, pairs: Mapping[str, _Pair], part: Sequence[int], dense: Mapping[str, Tensor]) -> None:
+        """Keep the inputs of some batches in the dense model."""
+        with self._with(dense):
+            for k in part:
+                live = _fitting(pairs)
                 often = dict.fromkeys(live, 1) if all(pair.once for pair in live.values()) else {}
-                _observe(model, calls, batch, live, keep, often)
-            with swapped(parameters, present):
-                often = {name: len(pair.kept) for name, pair in live.items() if pair.kept}
-                _observe(model, calls, batch, live, take, often)
-            for pair in live.values():
-                pair.close()
-            _check_finite(live, k)
-    return {name: pair.shift(calls.samples) for name, pair in pairs.items()}
+                self._observe(live, k, _Pair.keep, often)
+                for pair in live.values():
+                    pair.kept_all(k)
+
+    def take(self, pairs: Mapping[str, _Pair], part: Sequence[int], present: Mapping[str, Tensor]) -> None:
+        """Add the inputs of these batches in the present model, and those that were kept."""
+        with self._with(present):
+            for k in part:
+                live = _fitting(pairs)
+                often = {name: number for name, pair in live.items() if (number := pair.uses(k))}
+                self._observe(live, k, _Pair.take, often)
+                for pair in live.values():
+                    pair.close(k)
+                _check_finite(live, k)
+
+    def _observe(
+        self,
+        live: Mapping[str, _Pair],
+        k: int,
+        see: Callable[[_Pair, Use, int, int, int], None],
+        often: Mapping[str, int],
+    ) -> None:
+        """Run the model on a batch; `see` gets every use of these weights. It ends when all were used so often."""
+        if not live:
+            return
+        left = Counter(often)
+
+        def watch(use: Use) -> None:
+            see(live[use.weight.name], use, k, len(self.calls), self.seed + k)
+            left[use.weight.name] -= 1
+            if often and not any(left[name] > 0 for name in often):
+                raise _Reached
+
+        with suppress(_Reached), Observer((pair.weight for pair in live.values()), watch):
+            self.calls(self.model, self.calls.batches[k])
 
 
-def in_order(model: nn.Module, calls: Calls, names: Iterable[str]) -> list[str]:
-    """The names of weights in the order in which the first batch uses them; those that it does not use come last.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    calls : Calls
-    names : iterable of str
-        Of weights.
-    """
-    known, names = weights(model), list(names)
-    order: dict[str, None] = {}
-    with torch.no_grad(), quiet(model):
-        observer = Observer((known[name] for name in names), lambda use: order.setdefault(use.weight.name))
-        with observer:
-            calls(model, calls.batches[0])
-    return [*order, *(name for name in names if name not in order)]
-
-
-def _observe(
-    model: nn.Module,
-    calls: Calls,
-    batch: Any,
-    live: Mapping[str, _Pair],
-    see: Callable[[_Pair, Use], None],
-    often: Mapping[str, int],
-) -> None:
-    """Run the model on a batch; `see` gets every use of these weights. The run ends when all were used so often."""
-    left = Counter(often)
-
-    def watch(use: Use) -> None:
-        see(live[use.weight.name], use)
-        left[use.weight.name] -= 1
-        if often and not any(left[name] > 0 for name in often):
-            raise _Reached
-
-    with suppress(_Reached), Observer((pair.weight for pair in live.values()), watch):
-        calls(model, batch)
+def _fitting(pairs: Mapping[str, _Pair]) -> dict[str, _Pair]:
+    return {name: pair for name, pair in pairs.items() if pair.fits}
 
 
 def _check_finite(live: Mapping[str, _Pair], k: int) -> None:
@@ -180,8 +230,6 @@ class _Pair:
         Whether both runs have used the weight alike so far.
     finite : bool
         Whether all inputs were finite.
-    kept : list of (Use, Tensor)
-        Uses and inputs of the dense run for one batch.
     once : bool
         Whether one use of the last batch took the whole weight. Otherwise the next batch may use it more often.
     """
@@ -189,31 +237,40 @@ class _Pair:
     def __init__(self, weight: Weight) -> None:
         self.weight = weight
         self.fits = self.finite = True
-        self.kept: list[tuple[Use, Tensor]] = []
         self.once = False
+        self._kept: dict[int, list[tuple[Use, Tensor]]] = {}  # by batch
         self._taken = 0
         self._present: Inputs | None = None
         self._cross: Sums | None = None
         self._straight = True
 
-    def keep(self, use: Use, batches: int, seed: int) -> None:
-        """Keep the inputs of a use in the dense run."""
-        mixed = bool(self.kept or self._present) and use.straight != self._straight
+    def uses(self, k: int) -> int:
+        """How often the dense model used the weight in a batch."""
+        return len(self._kept.get(k, ()))
+
+    def keep(self, use: Use, k: int, batches: int, seed: int) -> None:
+        """Keep the inputs of a use in the dense run of batch `k`."""
+        mixed = bool(self._kept or self._present) and use.straight != self._straight
         if use.lookup or mixed:
             self._give_up()
         if not self.fits:
             return
         self._straight = use.straight
         x, _ = vectors(use, batches, seed)
-        self.kept.append((light(use), x.clone() if use.geometry is None else x))  # the model may write to it
+        x = x.clone() if use.geometry is None else x  # the model may write to it
+        self._kept.setdefault(k, []).append((light(use), x))
 
-    def take(self, use: Use, batches: int, seed: int) -> None:
-        """Add the inputs of a use in the present run, and those of the same use in the dense run."""
+    def kept_all(self, k: int) -> None:
+        """End a batch of the dense run."""
+        self.once = [len(use.members) == use.matrices for use, _ in self._kept.get(k, ())] == [True]
+
+    def take(self, use: Use, k: int, batches: int, seed: int) -> None:
+        """Add the inputs of a use in the present run of batch `k`, and those of the same use in the dense run."""
         if not self.fits:
             return
-        if self._taken == len(self.kept):
+        if self._taken == self.uses(k):
             return self._give_up()
-        before, x = self.kept[self._taken]
+        before, x = self._kept[k][self._taken]
         self._taken += 1
         y, scale = vectors(use, batches, seed)
         alike = (before.members, before.start, before.straight) == (use.members, use.start, use.straight)
@@ -233,15 +290,15 @@ class _Pair:
         is_both = self._cross.add(x, use.members, shared=use.shared, start=use.start, scale=scale, other=y)
         self.finite = self.finite and is_finite and is_both
 
-    def close(self) -> None:
-        """End a batch. All uses of the dense run must have come again."""
-        if self._taken < len(self.kept):
+    def close(self, k: int) -> None:
+        """End a batch of the present run. All uses of the dense run must have come again."""
+        if self._taken < self.uses(k):
             self._give_up()
-        self.once = [len(use.members) == use.matrices for use, _ in self.kept] == [True]
-        self.kept, self._taken = [], 0
+        self._taken = 0
+        self._kept.pop(k, None)
 
     def _give_up(self) -> None:
-        self.fits, self.kept = False, []
+        self.fits, self._kept = False, {}
 
     def shift(self, samples: int) -> Shift | None:
         """What came out of all batches."""

@@ -6,9 +6,9 @@ model and ``x̂`` in the compressed one, these fits minimize ``||W x - Ŵ x̂||`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil, nan
+from math import nan
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from tnc.fit.linalg import working
 from tnc.jobs import Done, Job, Weighing, timed
 from tnc.network import Network
 from tnc.nn.calibration.metrics import Site, target, weighing
-from tnc.nn.calibration.pairs import in_order, shifted
+from tnc.nn.calibration.pairs import shifts
+from tnc.nn.calibration.rounds import rounds
 from tnc.nn.calibration.statistics import Statistics
 from tnc.nn.calibration.values import Means, rebuilt
 from tnc.nn.data.calls import Calls
@@ -30,9 +31,6 @@ from tnc.typing import Array
 from tnc.weights import Progress
 
 __all__ = ["Refit", "polished", "refitted"]
-
-_ROUNDS = 64
-"""The most rounds. Models of more weights are fitted several weights at a time, which costs two passes a round."""
 
 
 class Refit(NamedTuple):
@@ -101,10 +99,10 @@ def refitted(
     present = dict(values)
     dense = {name: x.detach() for name, x in model.named_parameters(remove_duplicate=False) if name in present}
     draft, means = _Draft.of(checkpoint), Means()
-    order = [name for name in in_order(model, calls, jobs) if name in checkpoint.factorized]
-    rounds = list(_rounds(order))
-    for names in rounds if progress is None else progress(rounds, total=len(rounds), description="fitting in order"):
-        for name, shift in shifted(model, calls, names, dense, present).items():
+    order = rounds(model, calls, [name for name in jobs if name in checkpoint.factorized])
+    found = shifts(model, calls, order, dense, present)
+    for each in found if progress is None else progress(found, total=len(order), description="fitting in order"):
+        for name, shift in each.items():
             if shift is None:
                 continue
             moments, goal = target(sites[name], shift, statistics[name], calls.samples)
@@ -155,10 +153,3 @@ class _Draft(NamedTuple):
         merged = {name: self.entries.get(name, old[name]) for name in old if name not in old.aliases}
         report = Report(list(self.rows.values()), old.report.total)
         return Checkpoint(merged, methods=old.methods, aliases=old.aliases, narrow=old.narrow, report=report)
-
-
-def _rounds(order: Sequence[str]) -> Iterator[Sequence[str]]:
-    """The names in order, in at most `_ROUNDS` parts."""
-    size = max(1, ceil(len(order) / _ROUNDS))
-    for k in range(0, len(order), size):
-        yield order[k : k + size]

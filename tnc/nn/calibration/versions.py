@@ -29,7 +29,7 @@ from tnc.rules import Rule, matched, ties
 from tnc.settings import current_backend
 from tnc.weights import Progress, compress_weights, jobs_of
 
-__all__ = ["Options", "Version", "Work"]
+__all__ = ["Options", "Plan", "Version", "Work"]
 
 _HELD_OUT, _MOST_HELD_OUT = 0.25, 256
 """The share of the samples that judge, and the most of them."""
@@ -61,12 +61,31 @@ class Options:
     progress: Progress | None = None
 
 
+class Plan(NamedTuple):
+    """How the errors of a version count.
+
+    Attributes
+    ----------
+    objective : str
+        One of `OBJECTIVES`.
+    measured : bool
+        Whether a budget weighs the errors of different weights by measured distances of the model's outputs. Otherwise
+        it does so by what gradients predict. These take errors as independent, and inputs and gradients, too.
+    """
+
+    objective: str
+    measured: bool
+
+    def __str__(self) -> str:
+        return f"{self.objective}, measured" if self.measured and self.objective == "fisher" else self.objective
+
+
 class Version(NamedTuple):
     """A compressed version of a model.
 
     Attributes
     ----------
-    objective : str
+    plan : Plan
     checkpoint : Checkpoint
     values : dict of str to Tensor
         Of all factorized weights, and of the biases that correct means.
@@ -74,7 +93,7 @@ class Version(NamedTuple):
         Of the outputs from those of the dense model, on held-out inputs.
     """
 
-    objective: str
+    plan: Plan
     checkpoint: Checkpoint
     values: dict[str, Tensor]
     distance: float
@@ -172,15 +191,22 @@ class Work:
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + perf_counter() - start
 
-    def weighings(self, objective: str) -> dict[str, Weighing]:
+    def plans(self) -> list[Plan]:
+        """The plans to try: one per objective, and for gradients one more with a budget by measured distances."""
+        shared = self.seen is not None and any(job.rule.rank.shared for job in self.jobs.values())
+        plans = [Plan(objective, shared and objective != "fisher") for objective in self.options.objectives]
+        return plans + [Plan("fisher", measured=True)] * (shared and "fisher" in self.options.objectives)
+
+    def weighings(self, plan: Plan) -> dict[str, Weighing]:
         """How errors count, with the importance of each weight for a shared budget. Empty if nothing is known.
 
-        With gradients the importance is known. Without, it is measured by how far the error of each weight alone takes
-        the outputs.
+        The importance is predicted by gradients, or measured: by how far the error of each weight alone takes the
+        outputs.
         """
-        weighings = self.observed.weighings(objective)
+        weighings = self.observed.weighings(plan.objective)
         shared = {name: self.jobs[name] for name in weighings if self.jobs[name].rule.rank.shared}
-        if objective != "fisher" and shared and self.seen is not None:
+        if plan.measured and shared:
+            assert self.seen is not None  # there is something to measure with
             measured = importances(self.model, self.seen, shared, self.observed.sites, self.means, weighings)
             weighings |= {name: weighings[name]._replace(importance=n) for name, n in measured.items()}
         return evened(weighings, self.jobs)
@@ -194,12 +220,13 @@ class Work:
             Nothing is known for any of the objectives.
         """
         for objective in reversed(self.options.objectives):
-            if weighings := self.weighings(objective):
+            plan = next(plan for plan in self.plans() if plan.objective == objective)
+            if weighings := self.weighings(plan):
                 return objective, weighings
         raise _nothing_known(self.options.objectives)
 
     def versions(self) -> list[Version]:
-        """A version for each objective of which enough is known, with quick fits.
+        """A version for each plan of which enough is known, with quick fits.
 
         Raises
         ------
@@ -207,10 +234,10 @@ class Work:
             Nothing is known for any of the objectives.
         """
         found = []
-        for objective in self.options.objectives:
-            with self.timing(objective):
-                if weighings := self.weighings(objective):
-                    found.append(self._version(objective, weighings))
+        for plan in self.plans():
+            with self.timing(str(plan)):
+                if weighings := self.weighings(plan):
+                    found.append(self._version(plan, weighings))
         if not found:
             raise _nothing_known(self.options.objectives)
         return found
@@ -230,15 +257,15 @@ class Work:
             roles=self.roles, weighings=weighings, dry_run=dry_run,
         )  # fmt: skip
 
-    def _version(self, objective: str, weighings: Mapping[str, Weighing]) -> Version:
+    def _version(self, plan: Plan, weighings: Mapping[str, Weighing]) -> Version:
         brief = {name: each._replace(brief=True) for name, each in weighings.items()}
-        return self._judged(objective, self.compressed(brief), self.means)
+        return self._judged(plan, self.compressed(brief), self.means)
 
     def polished(self, version: Version) -> Version:
         """The same version with cores that are swept to the end."""
-        weighings = evened(self.observed.weighings(version.objective), self.jobs)
+        weighings = evened(self.observed.weighings(version.plan.objective), self.jobs)
         checkpoint = polished(version.checkpoint, self.jobs, weighings)
-        return self._judged(version.objective, checkpoint, self.means)
+        return self._judged(version.plan, checkpoint, self.means)
 
     def shifted(self, version: Version) -> Version:
         """A version whose weights were fitted again, in order, to the inputs that they get in the compressed model."""
@@ -247,14 +274,14 @@ class Work:
         known = {name: self.jobs[name] for name in self.observed.sites}
         refit = refitted(
             self.model, self.seen.first(most), version.checkpoint, known, self.observed.sites,
-            self.observed.statistics, version.values, gradients=version.objective == "fisher",
+            self.observed.statistics, version.values, gradients=version.plan.objective == "fisher",
             progress=self.options.progress,
         )  # fmt: skip
-        return self._judged(version.objective, refit.checkpoint, self.means | refit.means)
+        return self._judged(version.plan, refit.checkpoint, self.means | refit.means)
 
-    def _judged(self, objective: str, checkpoint: Checkpoint, means: Means) -> Version:
+    def _judged(self, plan: Plan, checkpoint: Checkpoint, means: Means) -> Version:
         values = rebuilt(self.model, checkpoint.factorized, self.observed.sites, means)
-        return Version(objective, checkpoint, values, distance(self.model, self.judge, values))
+        return Version(plan, checkpoint, values, distance(self.model, self.judge, values))
 
     @property
     def means(self) -> Means:

@@ -65,7 +65,8 @@ def best_rate(rates: Iterable[float], attempt: Callable[[float], float]) -> tupl
     for factor in factors:
         if best() != edge:
             break
-        edge = ordered[0] * factor if factors is _LOWER else ordered[-1] * factor
+        beyond = ordered[0] * factor if factors is _LOWER else ordered[-1] * factor
+        edge = float(f"{beyond:.6g}")  # 0.009, not 0.009000000000000001: a number to show and to give again
         results[edge] = _number(attempt(edge))
     if not math.isfinite(results[best()]):
         return None, results

@@ -1,0 +1,94 @@
+"""What labels bring after the compression: ``python -m benchmarks.accuracy.healing resnet56 cp 0.25 --epochs 1``.
+
+A classifier is compressed as in the row "FORMAT, budget", and then trained by `tnc.nn.heal` with its defaults, the
+dense network as the teacher, on images that are flipped and shifted at random. A run that was killed goes on, and the
+results are added to ``healing.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tnc
+from benchmarks.accuracy.networks import SUBJECTS
+from benchmarks.accuracy.networks.images import LEARNED_FROM, labelled
+from benchmarks.accuracy.ours import compressed
+from benchmarks.accuracy.subject import Subject
+from benchmarks.papers.segments import Segments
+from benchmarks.papers.study import stamp
+from benchmarks.papers.train import Recipe
+from tnc.files import writing
+from tnc.settings import cache_folder
+
+__all__ = ["healed"]
+
+RESULTS = Path(__file__).parents[1] / "results" / "healing.json"
+SAVES = 8
+"""How often an epoch is saved."""
+
+
+def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path) -> dict[str, float]:
+    """Train a model in place to the end, from where `file` left it. Its learning rate, and the seconds of all runs."""
+    history = tnc.nn.heal(
+        model, batches, teacher=teacher, epochs=batches.count, lr="auto", schedule=batches.rate, checkpoint=file
+    )
+    model.eval()
+    return {"rate": history.rate, "seconds": sum(epoch.seconds for epoch in history.epochs)}
+
+
+def start(subject: Subject, decomposition: str, share: float, samples: int | None, file: Path) -> nn.Module:
+    """The compressed network; one that an earlier run has made is loaded from `file`."""
+    if file.is_file():
+        return tnc.nn.load(subject.load(), file).eval()
+    calibration = subject.calibration(samples or subject.samples)
+    made = compressed(decomposition, tnc.Budget, subject.load(), subject.weights, share, calibration, subject.forward)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tnc.nn.save(made.model, file)
+    return made.model.eval()
+
+
+def run(
+    network: str, decomposition: str, share: float, epochs: int, samples: int | None, folder: Path
+) -> dict[str, Any]:
+    """The scores before and after. What is needed to go on is kept in a folder."""
+    subject, data = SUBJECTS[network], labelled(network)
+    recipe = Recipe(epochs=epochs, batch=128, rates=(), augmented=True)
+    steps = recipe.steps(len(data.train.y))
+    named = f"{network}-{decomposition}-{share}"
+    model = start(subject, decomposition, share, samples, folder / f"{named}.safetensors")
+    found: dict[str, Any] = {"before": subject.score(model), "steps": steps}
+    print(found, file=sys.stderr, flush=True)
+    batches = Segments(data, recipe, steps=steps, seed=0, length=ceil(steps / epochs / SAVES))
+    trained = healed(model, subject.load(), batches, folder / f"{named}-{epochs}.safetensors")
+    return found | trained | {"after": subject.score(model)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=LEARNED_FROM)
+    parser.add_argument("decomposition")
+    parser.add_argument("share", type=float)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--samples", type=int, help="calibration samples; by default those of the network")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    folder = cache_folder() / "healing"
+    found = run(given.network, given.decomposition, given.share, given.epochs, given.samples, folder)
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epochs"] = found | stamp()
+    with writing(RESULTS) as write:
+        write((json.dumps(held, indent=1) + "\n").encode())
+    print(found, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
