@@ -1,8 +1,8 @@
 """What labels bring after the compression: ``python -m benchmarks.accuracy.healing resnet56 cp 0.25 --epochs 1``.
 
-A classifier is compressed as in the row "FORMAT, budget", and then trained by `tnc.nn.heal` with its defaults, the
-dense network as the teacher, on images that are flipped and shifted at random. A run that was killed goes on, and the
-results are added to ``healing.json``.
+A classifier is compressed as in the row "FORMAT, budget". Then `tnc.nn.heal` trains it with ``lr="auto"`` and the dense
+network as the teacher, on images that are flipped and shifted at random. A run that was killed goes on. Results are
+added to ``healing.json``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.papers.train import Recipe
 from tnc.files import writing
 from tnc.settings import cache_folder
 
-__all__ = ["healed"]
+__all__ = ["run"]
 
 RESULTS = Path(__file__).parents[1] / "results" / "healing.json"
 SAVES = 8
@@ -44,11 +44,11 @@ def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path) 
     return {"rate": history.rate, "seconds": sum(epoch.seconds for epoch in history.epochs)}
 
 
-def start(subject: Subject, decomposition: str, share: float, samples: int | None, file: Path) -> nn.Module:
+def start(subject: Subject, decomposition: str, share: float, samples: int, file: Path) -> nn.Module:
     """The compressed network; one that an earlier run has made is loaded from `file`."""
     if file.is_file():
         return tnc.nn.load(subject.load(), file).eval()
-    calibration = subject.calibration(samples or subject.samples)
+    calibration = subject.calibration(samples)
     made = compressed(decomposition, tnc.Budget, subject.load(), subject.weights, share, calibration, subject.forward)
     file.parent.mkdir(parents=True, exist_ok=True)
     tnc.nn.save(made.model, file)
@@ -58,11 +58,12 @@ def start(subject: Subject, decomposition: str, share: float, samples: int | Non
 def run(
     network: str, decomposition: str, share: float, epochs: int, samples: int | None, folder: Path
 ) -> dict[str, Any]:
-    """The scores before and after. What is needed to go on is kept in a folder."""
+    """The scores before and after. What is needed to go on is kept in a folder, under the names of all settings."""
     subject, data = SUBJECTS[network], labelled(network)
     recipe = Recipe(epochs=epochs, batch=128, rates=(), augmented=True)
     steps = recipe.steps(len(data.train.y))
-    named = f"{network}-{decomposition}-{share}"
+    samples = samples or subject.samples
+    named = f"{network}-{decomposition}-{share}-{samples}"
     model = start(subject, decomposition, share, samples, folder / f"{named}.safetensors")
     found: dict[str, Any] = {"before": subject.score(model), "steps": steps}
     print(found, file=sys.stderr, flush=True)
@@ -84,7 +85,9 @@ def main() -> None:
     folder = cache_folder() / "healing"
     found = run(given.network, given.decomposition, given.share, given.epochs, given.samples, folder)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epochs"] = found | stamp()
+    held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epoch{'s' * (given.epochs > 1)}"] = (
+        found | stamp()
+    )
     with writing(RESULTS) as write:
         write((json.dumps(held, indent=1) + "\n").encode())
     print(found, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -38,42 +38,43 @@ def compressed(
     return Made(model, report.after, note)
 
 
-LAST: dict[tuple[Any, ...], Made] = {}
-"""What the last row "FORMAT, budget" made, so that the row "FORMAT, refined" need not make it again."""
+class Last(NamedTuple):
+    """What a row "FORMAT, budget" was given and made."""
+
+    decomposition: str
+    weights: str
+    share: float
+    calibration: list[Any]
+    made: Made
+
+    def fits(self, decomposition: str, weights: str, share: float, calibration: list[Any]) -> bool:
+        """Whether it was given the same. Each network has its own list of inputs."""
+        same = (self.decomposition, self.weights, self.share) == (decomposition, weights, share)
+        return same and self.calibration is calibration
 
 
-def budget(
-    decomposition: str,
-    model: nn.Module,
-    weights: str,
-    share: float,
-    calibration: list[Any],
-    forward: Forward | None,
-) -> Made:
-    """Compress under one budget for all weights, and keep the result for `refined`."""
+LAST: list[Last] = []
+"""The last one at most, so that the row "FORMAT, refined" need not make it again."""
+
+
+def budget(decomposition: str, model: nn.Module, *given: Any) -> Made:
+    """Compress under one budget for all weights, and keep the result for `refined`. `given` is as in `Row`."""
     begin = perf_counter()
-    made = compressed(decomposition, tnc.Budget, model, weights, share, calibration, forward)
-    LAST.clear()
+    made = compressed(decomposition, tnc.Budget, model, *given)
     seconds = perf_counter() - begin
-    LAST[decomposition, weights, share, id(calibration)] = made._replace(model=deepcopy(made.model), earlier=seconds)
+    LAST[:] = [Last(decomposition, *given[:3], made._replace(model=deepcopy(made.model), earlier=seconds))]
     return made
 
 
-def refined(
-    decomposition: str,
-    model: nn.Module,
-    weights: str,
-    share: float,
-    calibration: list[Any],
-    forward: Forward | None,
-) -> Made:
+def refined(decomposition: str, model: nn.Module, *given: Any) -> Made:
     """The same, and then gradient steps towards the outputs of the dense network, without labels."""
-    teacher, key = deepcopy(model), (decomposition, weights, share, id(calibration))
-    if key not in LAST:
-        budget(decomposition, model, weights, share, calibration, forward)
-        LAST[key] = LAST[key]._replace(earlier=0.0)
-    made = LAST.pop(key)
-    result = tnc.nn.refine(made.model, teacher, calibration, steps=REFINE_STEPS, forward=forward, progress=False)
+    *known, forward = given
+    teacher = deepcopy(model)
+    if LAST and LAST[0].fits(decomposition, *known):
+        made = LAST.pop().made
+    else:
+        made = compressed(decomposition, tnc.Budget, model, *given)
+    result = tnc.nn.refine(made.model, teacher, known[-1], steps=REFINE_STEPS, forward=forward, progress=False)
     return made._replace(note=f"{made.note}; rate {result.rate}, {result.before:.3f} -> {result.after:.3f}")
 
 

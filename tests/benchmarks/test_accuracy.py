@@ -154,12 +154,12 @@ def test_the_page_shows_parts_and_healing(tmp_path):
     rows = {"dense": {"score": 93.0}, "shift": {"score": 90.12, "distance": 0.0512}}
     (tmp_path / "ablation.json").write_text(json.dumps({"net, cp, 0.2": {"rows": rows, "samples": 512, "limit": 2000}}))
     healed = {"before": 90.6, "after": 93.1, "steps": 352, "rate": 3e-4, "seconds": 1200.0}
-    (tmp_path / "healing.json").write_text(json.dumps({"net, cp, 0.25, 1 epochs": healed}))
+    (tmp_path / "healing.json").write_text(json.dumps({"net, cp, 0.25, 1 epoch": healed}))
 
     lines = sections(tmp_path)
 
     assert "| shift | 90.12 | 0.0512 |" in lines and "| dense | 93 |  |" in lines
-    assert "| net, cp, 0.25, 1 epochs | 90.6 | 93.1 | 352 | 0.0003 | 20 |" in lines
+    assert "| net, cp, 0.25, 1 epoch | 90.6 | 93.1 | 352 | 0.0003 | 20 |" in lines
     assert sections(tmp_path / "nothing") == []
 
 
@@ -178,6 +178,14 @@ def test_a_refined_row_starts_from_the_budget_before(net, inputs):
     assert after.parameters == before.parameters and after.earlier > 0 and error(net, before.model, inputs) == far
     assert error(net, after.model, inputs) < far
     assert ROWS["svd, refined"](copy.deepcopy(net), *given).earlier == 0, "nothing is kept any more"
+
+
+def test_a_refined_row_does_not_take_what_was_made_from_other_inputs(net, inputs):
+    ROWS["svd, budget"](copy.deepcopy(net), WEIGHTS, 0.4, inputs, None)
+
+    after = ROWS["svd, refined"](copy.deepcopy(net), WEIGHTS, 0.4, list(inputs), None)
+
+    assert after.earlier == 0, "inputs in another list are those of another network"
 
 
 def test_healing_goes_on_from_what_was_compressed(net, tmp_path, monkeypatch):

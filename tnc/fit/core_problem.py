@@ -168,8 +168,9 @@ def _gram_indices(network: Network, k: int) -> tuple[Indices, ...]:
     """Indices of core `k`'s factor of the others' normal matrices.
 
     The factor is the core times its copy, summed over the indices that no other core has. If it would be a matrix of a
-    side larger than `FORMED`, the core and its copy stay two factors. So they do if it would be large and have more
-    entries than the core: every other core's normal matrices would read all of them.
+    side larger than `FORMED`, the core and its copy stay two factors. A smaller matrix is not formed either if it has
+    more entries than the core and a side above a sixteenth of `FORMED`. The normal matrices of every other core would
+    read all of its entries.
     """
     names, roles = network.operands[k], roles_of(network, k)
     primed = _primed(network, names)

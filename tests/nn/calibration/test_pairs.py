@@ -11,9 +11,16 @@ from torch import nn  # noqa: E402
 
 from tests.nn.calibration.models import STATES, Raw, routed, x  # noqa: E402
 from tnc.errors import DataError, MatchError  # noqa: E402
-from tnc.nn.calibration import shifted  # noqa: E402
 from tnc.nn.calibration import tallies as tallies_module  # noqa: E402
+from tnc.nn.calibration.pairs import shifts  # noqa: E402
+from tnc.nn.calibration.rounds import Round  # noqa: E402
 from tnc.nn.data.calls import Calls  # noqa: E402
+
+
+def shifted(model, calls, names, dense, present):
+    """All weights in one round."""
+    (found,) = shifts(model, calls, [Round(names, 0)], dense, present)
+    return found
 
 
 class Counted(nn.Tanh):

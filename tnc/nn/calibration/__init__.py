@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tnc.nn.calibration.gathering import gather
-from tnc.nn.calibration.pairs import Shift, shifted
 from tnc.nn.calibration.statistics import LARGEST, WIDEST, Moments, Statistics
 from tnc.nn.calibration.swap import quiet, swapped
 from tnc.nn.calibration.weighings import weighings_of
@@ -12,11 +11,9 @@ __all__ = [
     "LARGEST",
     "WIDEST",
     "Moments",
-    "Shift",
     "Statistics",
     "gather",
     "quiet",
-    "shifted",
     "swapped",
     "weighings_of",
 ]

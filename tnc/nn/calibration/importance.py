@@ -69,7 +69,7 @@ def few(model: nn.Module, calls: Calls) -> Calls:
     one = calls.first(1)
     with torch.no_grad(), evaluating(model):
         found = outputs(one.returned(model, one.batches[0]))
-    positions = max(len(rows(x)) for x in found)
+    positions = max(1, *(len(rows(x)) for x in found))
     return calls.first(min(_SAMPLES, max(_FEWEST, _POSITIONS // positions)))
 
 

@@ -20,7 +20,7 @@ from tnc.nn.calibration.tally import Sums
 from tnc.nn.calibration.weights import Weight, weights
 from tnc.nn.data.calls import Calls
 
-__all__ = ["Shift", "shifted", "shifts"]
+__all__ = ["Shift", "shifts"]
 
 
 @dataclass(frozen=True)
@@ -57,43 +57,6 @@ class Shift:
 
 class _Reached(BaseException):
     """All wanted weights were used. It is not an `Exception`, so that no module catches it."""
-
-
-def shifted(
-    model: nn.Module,
-    calls: Calls,
-    names: Iterable[str],
-    dense: Mapping[str, Tensor],
-    present: Mapping[str, Tensor],
-    seed: int = 0,
-) -> dict[str, Shift | None]:
-    """Moments of the inputs of some weights, with dense values and with the present ones: `shifts` of one round.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    calls : Calls
-    names : iterable of str
-        Weights whose inputs are wanted. A tied weight may have any of its names.
-    dense, present : mapping of str to Tensor
-    seed : int
-        All as in `shifts`.
-
-    Returns
-    -------
-    dict of str to Shift or None
-        As `shifts` yields.
-
-    Raises
-    ------
-    MatchError
-        A name does not exist.
-    DataError
-        Values do not fit the model, or inputs of a weight are not finite.
-    """
-    wanted = list(names)
-    (found,) = shifts(model, calls, [Round(wanted, 0)], dense, present, seed)
-    return found
 
 
 def shifts(
@@ -144,11 +107,11 @@ def shifts(
     for stretch in stretches(rounds):
         own = [weights(model, one.names) for one in stretch]
         pairs = {name: _Pair(weight) for each in own for name, weight in each.items()}
-        some = parts(len(calls), sum(one.numbers for one in stretch))
+        batches = parts(len(calls), sum(one.numbers for one in stretch))
         for k, each in enumerate(own):
             mine = {name: pairs[name] for name in each}
-            for part in some:
-                if k == 0:
+            for part in batches:
+                if k == 0:  # once for all rounds of the stretch, which has one part if it has several rounds
                     runs.keep(pairs, part, dense)
                 runs.take(mine, part, present)
             yield {name: pair.shift(calls.samples) for name, pair in mine.items()}
