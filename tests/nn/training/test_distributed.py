@@ -101,7 +101,8 @@ model = nn.Linear(8, 3)
 tnc.nn.heal(model, [(torch.randn(4, 8), torch.randint(3, (4,)))], epochs=1, progress=False)
 own = nn.parallel.DistributedDataParallel(model)  # on the connection that is there, and never freed
 own(torch.randn(2, 8)).sum().backward()
-tnc.nn.heal(nn.Linear(8, 3), [(torch.full((4, 8), torch.nan), torch.randint(3, (4,)))], epochs=1, progress=False)
+bad = [(torch.full((4, 8), torch.nan), torch.randint(3, (4,)))]
+tnc.nn.heal(nn.Linear(8, 3), bad, epochs=1, lr=1e-3, progress=False)
 """
 
 NAMED = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,56 +15,114 @@ from tnc.nn.training.descent import Snapshot
 from tnc.nn.training.objective import Task
 from tnc.nn.training.trial import RATES, TRIAL_STEPS, best_rate, trial_factor
 
-__all__ = ["HEALING_RATES", "find_rate"]
+__all__ = ["HEALING_RATES", "First", "Peeked", "find_rate", "trial_steps"]
 
 HEALING_RATES = (*RATES, 3e-3)
 """The rates that are tried. With labels there is more to learn than without, so that larger ones may do."""
 
+_MOST_STEPS, _PART = 48, 20
+"""A trial has this many steps at most, and otherwise this part of all steps, but not fewer than `TRIAL_STEPS`."""
+
+_JUDGING = 4
+"""The number of batches that judge."""
+
+
+class Peeked:
+    """The batches of an iterator, which may be looked at before they are used.
+
+    Parameters
+    ----------
+    batches : iterator
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self._seen: list[Any] = []
+
+    def first(self, count: int) -> list[Any]:
+        """The first batches. They come again when this object is iterated."""
+        self._seen += islice(self._batches, max(0, count - len(self._seen)))
+        return self._seen[:count]
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._seen:
+            yield self._seen.pop(0)
+        yield from self._batches
+
+
+class First(NamedTuple):
+    """The first batches of a loader.
+
+    Attributes
+    ----------
+    learned : list
+        Those that trials learn from.
+    judging : list
+        Those after them, which judge. If there is one batch only, it does both.
+    """
+
+    learned: list[Any]
+    judging: list[Any]
+
+    @classmethod
+    def of(cls, loader: Iterable[Any], steps: int) -> First:
+        """Read the first batches, which are enough for trials of so many steps.
+
+        Raises
+        ------
+        TncError
+            The loader gives no batch.
+        """
+        count = steps + _JUDGING
+        found = loader.first(count) if isinstance(loader, Peeked) else list(islice(loader, count))
+        if not found:
+            raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
+        judging = min(_JUDGING, max(1, len(found) // 4))
+        return cls(found[:-judging] or found, found[-judging:])
+
+
+def trial_steps(total: float) -> int:
+    """The number of steps of a trial for a run of `total` steps. The shorter it is, the more it favours small rates."""
+    return int(min(total, _MOST_STEPS, max(TRIAL_STEPS, total // _PART)))
+
 
 def find_rate(
-    task: Task, model: nn.Module, loader: Iterable[Any], optimizer: Callable[[float], Optimizer], seed: int
+    task: Task, model: nn.Module, first: First, optimizer: Callable[[float], Optimizer], seed: int, steps: int
 ) -> float:
-    """The learning rate after whose trial the objective is lowest on a batch that the trial did not use.
+    """The largest learning rate whose trial lowers the objective about as far as the best one.
 
-    Every trial takes the same steps on the first batches, from the present state of the model, and returns to it.
+    Every trial takes the same steps on the first batches, from the present state of the model, and returns to it. The
+    batches after them judge.
 
     Parameters
     ----------
     task : Task
     model : torch.nn.Module
-    loader : iterable of batches
-        It is iterated once more. If it has one batch only, that batch judges, too.
+    first : First
     optimizer : callable
         A new optimizer for a rate, with ``base`` in its groups.
     seed : int
         Of dropout.
+    steps : int
+        Of a trial.
 
     Raises
     ------
     TncError
-        The loader is an iterator or gives no batch. Or every rate fails.
+        Every rate fails.
     """
-    if isinstance(loader, Iterator):
-        raise TncError(
-            "lr='auto' tries learning rates on the first batches, which an iterator gives only once: give a DataLoader "
-            "or a list, or a number for lr="
-        )
-    first = list(islice(loader, TRIAL_STEPS + 1))
-    if not first:
-        raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
-    learned, judging = first[:-1] or first, first[-1:]
-    batches = list(islice(cycle(learned), TRIAL_STEPS))
+    batches = list(islice(cycle(first.learned), steps))
     start = Snapshot(model)
 
     def attempt(rate: float) -> float:
         torch.manual_seed(seed)
         try:
-            task.train(model, optimizer(rate), batches, lambda part: trial_factor(round(part * TRIAL_STEPS)), _nothing)
-            return task.goal(model, judging)
+            task.train(model, optimizer(rate), batches, lambda part: trial_factor(round(part * steps), steps), _nothing)
+            return task.goal(model, first.judging)
         finally:
             start.restore()
 
-    rate, results = best_rate(HEALING_RATES, attempt)
+    rate, results = best_rate(HEALING_RATES, attempt, task.goal(model, first.judging))
     if rate is None:
         raise TncError(f"the loss is not finite after a few steps, with rates from {min(results):.2g}: repair the data")
     return rate

@@ -161,7 +161,7 @@ def refine(
         trials: dict[float, float] = {}
         rate: float | None = rates[0]
         if len(rates) > 1:
-            rate, trials = best_rate(rates, run.attempt)
+            rate, trials = best_rate(rates, run.attempt, run.before)
         if rate is not None:
             run.train(rate, steps)
     seconds = time.perf_counter() - started
