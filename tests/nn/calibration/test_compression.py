@@ -13,6 +13,7 @@ import tnc
 from tnc.errors import DataError
 from tnc.jobs import bytes_of
 from tnc.nn.calibration.versions import Version, Work
+from tnc.ranks import curves
 
 SPREAD = torch.arange(1.0, 25.0) ** -0.8
 
@@ -71,6 +72,21 @@ def test_outputs_are_nearer_than_without_data(method):
 def test_one_objective(objective):
     small = tnc.compress(copy.deepcopy(dense()), "svd", rank=3, data=batches(), objective=objective)
     assert small.tnc_report.calibration["objective"] == objective
+
+
+def test_the_curve_of_a_weight_is_computed_once_for_each_metric(monkeypatch):
+    """Two of the three budgets have the same metric, and differ in the importance of the weights only."""
+    asked = []
+    once = curves.curve
+
+    def counted(subject, decomposition, **options):
+        asked.append((subject.x.shape, subject.metric))
+        return once(subject, decomposition, **options)
+
+    monkeypatch.setattr("tnc.ranks.budget.curve", counted)
+    small = tnc.compress(copy.deepcopy(dense()), "svd", rank="budget:0.4", data=batches())
+    assert set(small.tnc_report.calibration["distances"]) >= {"output", "fisher", "fisher, measured"}
+    assert len(asked) == 2 * sum(p.ndim > 1 for p in dense().parameters())
 
 
 def test_statistics_can_be_given():

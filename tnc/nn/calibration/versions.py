@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from tnc.nn.calibration.values import Means, distance, rebuilt
 from tnc.nn.calibration.weighings import OBJECTIVES, Observed, evened, observed
 from tnc.nn.data.calls import Calls
 from tnc.nn.data.division import divided
+from tnc.ranks.curves import Curves
 from tnc.roles import AxisRoles
 from tnc.rules import Rule, matched, ties
 from tnc.settings import current_backend
@@ -119,6 +121,8 @@ class Work:
     options : Options
     seconds : dict of str to float
         The time that each part took.
+    curves : dict
+        By objective and weight: errors over sizes that were computed.
     """
 
     model: nn.Module
@@ -131,6 +135,7 @@ class Work:
     jobs: dict[str, Job]
     options: Options
     seconds: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, defaultdict[str, Curves]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -209,7 +214,12 @@ class Work:
             assert self.seen is not None  # there is something to measure with
             measured = importances(self.model, self.seen, shared, self.observed.sites, self.means, weighings)
             weighings |= {name: weighings[name]._replace(importance=n) for name, n in measured.items()}
-        return evened(weighings, self.jobs)
+        known = self._curves(plan.objective)
+        return {name: each._replace(curves=known[name]) for name, each in evened(weighings, self.jobs).items()}
+
+    def _curves(self, objective: str) -> defaultdict[str, Curves]:
+        """The curves of all weights in the metric of an objective, which several plans use."""
+        return self.curves.setdefault(objective, defaultdict(dict))
 
     def foreseen(self) -> tuple[str, dict[str, Weighing]]:
         """The last objective of which enough is known, and how errors count by it.
