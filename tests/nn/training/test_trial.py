@@ -34,8 +34,8 @@ def test_the_best_rate_is_found(best, found, tried):
     assert results[rate] == min(results.values())
 
 
-@pytest.mark.parametrize(("before", "found"), [(1.2, 3e-4), (1.04, 1e-4), (0.9, 1e-4), (math.inf, 1e-4)])
-def test_the_largest_rate_with_half_of_the_best_gain_is_taken(before, found):
+@pytest.mark.parametrize(("before", "found"), [(1.1, 3e-4), (1.04, 1e-4), (0.9, 1e-4), (math.inf, 1e-4)])
+def test_the_largest_rate_with_a_quarter_of_the_best_gain_is_taken(before, found):
     """A short trial favours small rates, because it has no time to make up for its first steps."""
     rate, _ = best_rate(RATES, {3e-5: 0.98, 1e-4: 0.97, 3e-4: 1.05, 1e-3: 1.1}.__getitem__, before)
     assert rate == found

@@ -130,7 +130,8 @@ def heal(
         Learning rate. It means the same to factorized and to dense weights: see `parameter_groups`. With ``"auto"``
         rates from 3e-5 to 3e-3 are tried on the first batches, with 12 to 48 steps each (a twentieth of the run), and
         up to two more below or above if the smallest or the largest is the best. The loss on the batches after them
-        decides: the largest rate is taken that lowers it at least half as far as the best one. The history says which.
+        decides: the largest rate is taken that lowers it at least a quarter as far as the best one. The history says
+        which.
     core_lr : float, optional
         Relative learning rate of cores, in place of `lr`: see `parameter_groups`. 0.02 to 0.06 suits ADTN's gates that
         are trained from random ones.

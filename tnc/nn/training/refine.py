@@ -90,7 +90,8 @@ def refine(
 ) -> Refinement:
     """Bring the outputs of a compressed model nearer to those of the dense one, in place, without labels.
 
-    The loss is the mean squared distance of outputs relative to their variance, and the same of hidden states. Steps
+    The loss is the mean squared distance of outputs relative to their variance, and the same of hidden states. Logits
+    that the model names so are compared by the divergence of their probabilities (see `Judge.distance`). Steps
     are Adam's, with learning rates that do not depend on the gauge of the cores, a warm-up, and a cosine to 0.
     Everything is in evaluation mode: statistics of batch normalization are kept, and dropout is off. Some samples are
     held out. The distance of outputs on them chooses the learning rate in short trials, is watched during the run, and
@@ -110,7 +111,7 @@ def refine(
     lr : float or sequence of float, optional
         Learning rate, as in `parameter_groups`; or the rates to try. By default 3e-5, 1e-4, 3e-4 and 1e-3 are tried,
         with 12 steps each, and up to two more below or above if the smallest or the largest is the best. The largest
-        rate is taken that is about as good as the best one.
+        rate is taken that gains at least a quarter of what the best one does.
     batch_size : int, optional
         Samples of a step. By default as many as in the loader's first batch, within 16 and 64 (32 for tokens). Where
         samples have different shapes or depend on each other, or with `forward`, the loader's batches are used.

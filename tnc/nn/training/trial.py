@@ -18,7 +18,7 @@ TRIAL_STEPS = 12
 _HOPELESS = 2.0
 """Larger rates are not tried any more after one whose result is worse than the best by this factor."""
 
-_GAIN = 0.5
+_GAIN = 0.25
 """Results with this part of the best one's gain are as good: short trials favour small rates, long runs large ones."""
 
 _LOWER, _HIGHER = (0.3, 0.1), (3.0, 10.0)
@@ -28,7 +28,7 @@ _LOWER, _HIGHER = (0.3, 0.1), (3.0, 10.0)
 def best_rate(
     rates: Iterable[float], attempt: Callable[[float], float], before: float
 ) -> tuple[float | None, dict[float, float]]:
-    """The largest rate whose result is about as good as the best one, and the result of every rate that was tried.
+    """The largest rate that gains a good part of what the best one does, and the result of every rate that was tried.
 
     Rates are tried from the smallest to the largest, until one is hopeless. If the smallest one is the best, or the
     largest one, up to two beyond it are tried.
