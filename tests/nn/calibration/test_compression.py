@@ -89,6 +89,30 @@ def test_the_curve_of_a_weight_is_computed_once_for_each_metric(monkeypatch):
     assert len(asked) == 2 * sum(p.ndim > 1 for p in dense().parameters())
 
 
+def test_versions_that_are_close_are_all_shifted(monkeypatch):
+    """One that is a little farther before may be nearer afterwards; one that is far behind is not tried."""
+    distances = {"output": 0.5, "fisher": 0.21, "fisher, measured": 0.2}
+    after = {"fisher": 0.1, "fisher, measured": 0.15}
+    tried = []
+
+    def shifted(work, version):
+        tried.append(str(version.plan))
+        return version._replace(distance=after[str(version.plan)])
+
+    def versions(work):
+        found = made(work)
+        return [version._replace(distance=distances[str(version.plan)]) for version in found]
+
+    made = Work.versions
+    monkeypatch.setattr(Work, "versions", versions)
+    monkeypatch.setattr(Work, "polished", lambda work, version: version)
+    monkeypatch.setattr(Work, "shifted", shifted)
+    small = tnc.compress(copy.deepcopy(dense()), "svd", rank="budget:0.4", data=batches())
+    found = small.tnc_report.calibration
+    assert sorted(tried) == ["fisher", "fisher, measured"]
+    assert found["objective"] == "fisher" and found["shift"] and found["distances"]["shift"] == 0.1
+
+
 def test_statistics_can_be_given():
     found = tnc.nn.calibration.gather(dense(), batches(), gradients=True, missing="ignore")
     small = tnc.compress(copy.deepcopy(dense()), "svd", rank=3, data=batches(), statistics=found)

@@ -21,6 +21,10 @@ _FAR = 1.5
 """Versions whose quick fits end farther from the dense model than the best ones by this factor are not continued."""
 
 
+_CLOSE = 1.1
+"""Versions up to this factor farther than the best one are fitted again in order, too: some gain more by it."""
+
+
 @dataclass(frozen=True)
 class Calibrated:
     """The result of a calibrated compression.
@@ -82,14 +86,15 @@ def calibrated(work: Work) -> Calibrated:
         ends = [_polished(work, version) if version.distance <= limit else version for version in versions]
     distances = {str(version.plan): version.distance for version in ends}
     best = unshifted = min(ends, key=lambda version: version.distance)
+    shifted: list[Version] = []
     if work.options.shift:
         with work.timing("shift"):
-            shifted = work.shifted(best)
-        distances["shift"] = shifted.distance
-        best = min(best, shifted, key=lambda version: version.distance)
+            shifted = [work.shifted(version) for version in ends if version.distance <= _CLOSE * unshifted.distance]
+        distances["shift"] = min(version.distance for version in shifted)
+        best = min([best, *shifted], key=lambda version: version.distance)
     summary = {
         "samples": work.observed.statistics.samples, "held_out": work.judge.calls.samples, "distances": distances,
-        "distance": best.distance, "objective": str(best.plan), "shift": best is not unshifted,
+        "distance": best.distance, "objective": str(best.plan), "shift": any(best is each for each in shifted),
         "seconds": work.seconds,
     }  # fmt: skip
     if unreached := work.observed.unreached:
