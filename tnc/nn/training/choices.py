@@ -36,7 +36,12 @@ class Wanted(NamedTuple):
     seed: int
 
     def found(
-        self, task: Task, model: nn.Module, loader: Iterable[Any], optimizer: Callable[[float], Optimizer]
+        self,
+        task: Task,
+        model: nn.Module,
+        parallel: nn.Module,
+        loader: Iterable[Any],
+        optimizer: Callable[[float], Optimizer],
     ) -> tuple[float, bool]:
         """The learning rate, and whether batch normalization keeps its statistics.
 
@@ -46,6 +51,8 @@ class Wanted(NamedTuple):
         ----------
         task : Task
         model : torch.nn.Module
+        parallel : torch.nn.Module
+            The same model, as all processes train it together.
         loader : iterable of batches
         optimizer : callable
             A new optimizer for a rate, with ``base`` in its groups.
@@ -59,10 +66,10 @@ class Wanted(NamedTuple):
         frozen = self.batch_norm == "frozen"
         if self.lr != "auto" and not is_asked:
             return self.lr, frozen
-        trial = trial_steps(self.steps)
-        first = First.of(loader, trial if self.lr == "auto" else 0)
+        first = First.of(loader, trial_steps(self.steps) if self.lr == "auto" else 0)
         if is_asked:
             frozen = are_better(model, partial(task.goal, model, first.judging))
         if self.lr != "auto":
             return self.lr, frozen
-        return find_rate(replace(task, frozen=frozen), model, first, optimizer, self.seed, trial), frozen
+        rate = find_rate(replace(task, frozen=frozen), model, parallel, first, optimizer, self.seed)
+        return rate, frozen

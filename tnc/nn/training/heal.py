@@ -194,19 +194,19 @@ def heal(
         validate = partial(task.score, model, validation) if validation is not None else _no_validation
         if checkpoint is not None:
             settings |= _comparable(seed, patience, validation is not None, task, schedule)
-        if checkpoint is not None and Path(checkpoint).exists():
-            fresh = run.base
-            run.load(checkpoint, settings)
-            found = float(f"{found * run.base / fresh:.6g}") if lr == "auto" else found
-        else:
-            _reseed(loader, seed, 0)
-            wanted = Wanted(lr, batch_norm, epochs * length(loader), seed)
-            found, frozen = wanted.found(task, model, loader, lambda rate: new_run(rate).optimizer)
-            run = new_run(found)
-            run.frozen = frozen
-            run.judge(validate())
-        task = replace(task, frozen=run.frozen)
         with processes.parallel(model) as parallel:
+            if checkpoint is not None and Path(checkpoint).exists():
+                fresh = run.base
+                run.load(checkpoint, settings)
+                found = float(f"{found * run.base / fresh:.6g}") if lr == "auto" else found
+            else:
+                _reseed(loader, seed, 0)
+                wanted = Wanted(lr, batch_norm, epochs * length(loader), seed)
+                found, frozen = wanted.found(task, model, parallel, loader, lambda rate: new_run(rate).optimizer)
+                run = new_run(found)
+                run.frozen = frozen
+                run.judge(validate())
+            task = replace(task, frozen=run.frozen)
             while not run.over(epochs, patience):
                 done = len(run.epochs)
                 _reseed(loader, seed, done)

@@ -50,13 +50,23 @@ class Peeked:
         yield from self._batches
 
 
+class _Part(list[Any]):
+    """Batches of a loader. What says that the loader divides them among the processes is said of these, too."""
+
+    def __init__(self, batches: Iterable[Any], loader: Any) -> None:
+        super().__init__(batches)
+        for name in ("sampler", "gradient_state"):
+            if hasattr(loader, name):
+                setattr(self, name, getattr(loader, name))
+
+
 class First(NamedTuple):
     """The first batches of a loader.
 
     Attributes
     ----------
     learned : list
-        Those that trials learn from.
+        Those that the steps of a trial learn from.
     judging : list
         Those after them, which judge. If there is one batch only, it does both.
     """
@@ -78,7 +88,8 @@ class First(NamedTuple):
         if not found:
             raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
         judging = min(_JUDGING, max(1, len(found) // 4))
-        return cls(found[:-judging] or found, found[-judging:])
+        learned = list(islice(cycle(found[:-judging] or found), steps))
+        return cls(_Part(learned, loader), _Part(found[-judging:], loader))
 
 
 def trial_steps(total: float) -> int:
@@ -87,7 +98,12 @@ def trial_steps(total: float) -> int:
 
 
 def find_rate(
-    task: Task, model: nn.Module, first: First, optimizer: Callable[[float], Optimizer], seed: int, steps: int
+    task: Task,
+    model: nn.Module,
+    parallel: nn.Module,
+    first: First,
+    optimizer: Callable[[float], Optimizer],
+    seed: int,
 ) -> float:
     """The largest learning rate whose trial lowers the objective about as far as the best one.
 
@@ -98,26 +114,28 @@ def find_rate(
     ----------
     task : Task
     model : torch.nn.Module
+    parallel : torch.nn.Module
+        The same model, as all processes train it together.
     first : First
     optimizer : callable
         A new optimizer for a rate, with ``base`` in its groups.
     seed : int
         Of dropout.
-    steps : int
-        Of a trial.
 
     Raises
     ------
     TncError
         Every rate fails.
     """
-    batches = list(islice(cycle(first.learned), steps))
-    start = Snapshot(model)
+    start, steps = Snapshot(model), len(first.learned)
+
+    def factor(part: float) -> float:
+        return trial_factor(round(part * steps), steps)
 
     def attempt(rate: float) -> float:
         torch.manual_seed(seed)
         try:
-            task.train(model, optimizer(rate), batches, lambda part: trial_factor(round(part * steps), steps), _nothing)
+            task.train(parallel, optimizer(rate), first.learned, factor, _nothing)
             return task.goal(model, first.judging)
         finally:
             start.restore()
