@@ -86,16 +86,26 @@ class Judge:
         DataError
             The outputs are of other shapes than the recorded ones.
         """
-        errors: dict[int, float] = dict.fromkeys(self._scales, 0.0)
+        distance = math.fsum(self.parts(model))
+        return distance if math.isfinite(distance) else math.inf
+
+    def parts(self, model: nn.Module) -> list[float]:
+        """What each batch adds to the `distance`: how sure a difference between two models is, shows in these.
+
+        Raises
+        ------
+        DataError
+            As `distance`.
+        """
+        found: list[float] = []
         with torch.no_grad(), evaluating(model):
             for batch, kept in zip(self.calls, self._kept, strict=True):
-                found, _ = _outputs(self.calls, model, batch)
-                if len(found) != len(kept):
-                    raise DataError(f"the model returned {len(found)} tensors, and the dense model {len(kept)}")
-                for slot, (x, reference) in enumerate(zip(found, kept, strict=True)):
-                    errors[slot] = errors.get(slot, 0.0) + _error(x, reference)
-        distance = sum(_relative(errors[slot], scale) for slot, scale in self._scales.items()) / len(self._scales)
-        return distance if math.isfinite(distance) else math.inf
+                seen, _ = _outputs(self.calls, model, batch)
+                if len(seen) != len(kept):
+                    raise DataError(f"the model returned {len(seen)} tensors, and the dense model {len(kept)}")
+                gaps = [_relative(_error(x, kept[slot]), self._scales[slot]) for slot, x in enumerate(seen)]
+                found.append(math.fsum(gaps) / len(self._scales))
+        return [part if math.isfinite(part) else math.inf for part in found]
 
 
 class _Kept(NamedTuple):

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import escape
+from math import fsum, isfinite, sqrt
+from statistics import fmean, stdev
 from time import perf_counter
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from tnc.nn.calibration.importance import importances
 from tnc.nn.calibration.judge import Judge
 from tnc.nn.calibration.refit import polished, refitted
 from tnc.nn.calibration.statistics import Statistics
-from tnc.nn.calibration.values import Means, distance, rebuilt
+from tnc.nn.calibration.values import Means, distances, rebuilt
 from tnc.nn.calibration.weighings import OBJECTIVES, Observed, evened, observed
 from tnc.nn.data.calls import Calls
 from tnc.nn.data.division import divided
@@ -35,6 +37,9 @@ __all__ = ["Options", "Plan", "Version", "Work"]
 
 _HELD_OUT, _MOST_HELD_OUT = 0.25, 256
 """The share of the samples that judge, and the most of them."""
+
+_MUCH = 0.8
+"""Distances smaller by this factor are taken as smaller, whatever their spread over the batches."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,32 @@ class Version(NamedTuple):
     checkpoint : Checkpoint
     values : dict of str to Tensor
         Of all factorized weights, and of the biases that correct means.
-    distance : float
-        Of the outputs from those of the dense model, on held-out inputs.
+    parts : tuple of float
+        What each batch of held-out inputs adds to the distance.
     """
 
     plan: Plan
     checkpoint: Checkpoint
     values: dict[str, Tensor]
-    distance: float
+    parts: tuple[float, ...]
+
+    @property
+    def distance(self) -> float:
+        """Of the outputs from those of the dense model, on held-out inputs."""
+        return fsum(self.parts)
+
+    def surely_nearer(self, other: Version) -> bool:
+        """Whether it is nearer than another version by more than chance: twice the standard error over the batches.
+
+        A version whose distance is smaller by a fifth, or that is judged by two batches or fewer, counts as nearer in
+        any case.
+        """
+        if self.distance >= other.distance:
+            return False
+        if len(self.parts) < 3 or not isfinite(other.distance) or self.distance <= _MUCH * other.distance:
+            return True
+        gains = [theirs - ours for ours, theirs in zip(self.parts, other.parts, strict=True)]
+        return fmean(gains) > 2 * stdev(gains) / sqrt(len(gains))
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +314,7 @@ class Work:
 
     def _judged(self, plan: Plan, checkpoint: Checkpoint, means: Means) -> Version:
         values = rebuilt(self.model, checkpoint.factorized, self.observed.sites, means)
-        return Version(plan, checkpoint, values, distance(self.model, self.judge, values))
+        return Version(plan, checkpoint, values, tuple(distances(self.model, self.judge, values)))
 
     @property
     def means(self) -> Means:
