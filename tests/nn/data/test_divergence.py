@@ -37,6 +37,14 @@ def test_classes_that_the_reference_leaves_out_do_not_count(hidden):
     assert bool(x.grad.isfinite().all())
 
 
+def test_a_row_without_any_class_is_left_out():
+    x, y = logits().requires_grad_(), logits(seed=1)
+    y[2] = math.nan
+    found = divergence(x, y)
+    found.sum().backward()
+    assert float(found.detach()[2]) == 0 and bool(x.grad.isfinite().all()) and bool(found.isfinite().all())
+
+
 def test_a_student_that_gives_nan_is_not_near():
     x, y = logits(), logits(seed=1)
     x[0, 2] = math.nan
@@ -51,6 +59,15 @@ def test_the_spread_is_the_divergence_from_the_mean():
     mean = y.softmax(-1).mean(0).log()
     expected = float(divergence(mean.expand(40, -1), y).sum())
     assert spread.total() == pytest.approx(expected) and spread.mean == pytest.approx(expected / 40)
+
+
+def test_every_number_of_classes_has_a_mean_of_its_own():
+    parts = logits(12), logits(8, classes=3)
+    both, apart = Spread(), [Spread(), Spread()]
+    for y, one in zip(parts, apart, strict=True):
+        both.add(y)
+        one.add(y)
+    assert both.total() == pytest.approx(sum(one.total() for one in apart)) and both.rows == 20
 
 
 def test_predictions_that_are_all_the_same_are_relative_to_their_number():
