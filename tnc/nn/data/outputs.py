@@ -55,11 +55,9 @@ def logits(model: nn.Module, returned: Any) -> Tensor | None:
     x = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         return None
-    if x.shape[1 if x.ndim > 3 else -1] < 2 or getattr(getattr(model, "config", None), "problem_type", None) in (
-        _NO_CLASSES
-    ):
-        return None
-    return x
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    classes = x.shape[1 if x.ndim > 3 else -1]
+    return x if classes > 1 and problem not in _NO_CLASSES else None
 
 
 def predicting(model: nn.Module, returned: Any, found: list[Tensor]) -> int | None:

@@ -163,12 +163,11 @@ def usual_size(calls: Calls) -> int:
 
 def _gap(x: Tensor, y: Tensor, mask: Tensor | None, scale: _Scale) -> Tensor:
     """The mean squared difference relative to the variance, over the numbers that the teacher gives; or divergence."""
-    if scale.is_prediction:
-        x, y = (rows(z, mask, of_classes=True) for z in (x, y))
-        return divergence(x.float(), y.float()).mean() / scale.size
-    if mask is not None:
-        x, y = rows(x, mask), rows(y, mask)
+    if mask is not None or scale.is_prediction:
+        x, y = (rows(z, mask, of_classes=scale.is_prediction) for z in (x, y))
     wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    if scale.is_prediction:
+        return divergence(x.to(wide.dtype), wide).mean() / scale.size
     if scale.finite:  # the usual case, in one pass over large hidden states
         return functional.mse_loss(x.to(wide.dtype), wide) / scale.size
     return torch.where(meaningful(wide), x.to(wide.dtype) - wide, 0).square().mean() / scale.size
