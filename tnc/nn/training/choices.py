@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from tnc.nn.training.heal_rate import First, find_rate, trial_steps
+from tnc.nn.training.heal_rate import First, find_rate
 from tnc.nn.training.normalization import are_better, has_statistics
 from tnc.nn.training.objective import Task
+from tnc.nn.training.trial import trial_steps
 
 __all__ = ["Wanted"]
 

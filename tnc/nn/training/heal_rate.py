@@ -13,15 +13,12 @@ from torch.optim import Optimizer
 from tnc.errors import TncError
 from tnc.nn.training.descent import Snapshot
 from tnc.nn.training.objective import Task
-from tnc.nn.training.trial import RATES, TRIAL_STEPS, best_rate, trial_factor
+from tnc.nn.training.trial import RATES, best_rate, trial_factor
 
-__all__ = ["HEALING_RATES", "First", "Peeked", "find_rate", "trial_steps"]
+__all__ = ["HEALING_RATES", "First", "Peeked", "find_rate"]
 
 HEALING_RATES = (*RATES, 3e-3)
 """The rates that are tried. With labels there is more to learn than without, so that larger ones may do."""
-
-_MOST_STEPS, _PART = 48, 20
-"""A trial has this many steps at most, and otherwise this part of all steps, but not fewer than `TRIAL_STEPS`."""
 
 _JUDGING = 4
 """The number of batches that judge."""
@@ -90,11 +87,6 @@ class First(NamedTuple):
         judging = min(_JUDGING, max(1, len(found) // 4))
         learned = list(islice(cycle(found[:-judging] or found), steps))
         return cls(_Part(learned, loader), _Part(found[-judging:], loader))
-
-
-def trial_steps(total: float) -> int:
-    """The number of steps of a trial for a run of `total` steps. The shorter it is, the more it favours small rates."""
-    return int(min(total, _MOST_STEPS, max(TRIAL_STEPS, total // _PART)))
 
 
 def find_rate(

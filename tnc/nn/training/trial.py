@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 
 from tnc.errors import TncError
 
-__all__ = ["RATES", "TRIAL_STEPS", "best_rate", "trial_factor"]
+__all__ = ["RATES", "best_rate", "trial_factor", "trial_steps"]
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 """The rates that are tried by default."""
 
-TRIAL_STEPS = 12
-"""The number of steps of a trial of a short run."""
+_LEAST_STEPS, _MOST_STEPS, _PART = 12, 48, 20
+"""The least and the most steps of a trial. Between them, trials have this part of all steps of the run."""
 
 _HOPELESS = 2.0
 """Larger rates are not tried any more after one whose result is worse than the best by this factor."""
@@ -79,7 +79,13 @@ def best_rate(
     return max(rate for rate in results if results[rate] <= enough), results
 
 
-def trial_factor(step: int, steps: int = TRIAL_STEPS) -> float:
+def trial_steps(total: float) -> int:
+    """The number of steps of a trial for a run of `total` steps. The shorter it is, the more it favours small rates."""
+    wanted = total / _PART  # infinite if the length of the run is unknown
+    return int(min(total, _MOST_STEPS, max(_LEAST_STEPS, wanted)))
+
+
+def trial_factor(step: int, steps: int) -> float:
     """The factor of the rate in a step of a trial: it rises in the first steps, and falls in the last half."""
     rising = (step + 1) / (0.25 * steps)
     falling = (steps - step) / (0.5 * steps)
