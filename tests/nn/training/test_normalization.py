@@ -53,6 +53,15 @@ def test_a_new_network_uses_the_statistics_of_its_batches():
     assert correct(model, loader(500, 3)) > 0.9
 
 
+def test_a_batch_of_one_sample_has_no_statistics(dense):
+    """torch refuses to train with them, so that those of the model are kept."""
+    model, batches = copy.deepcopy(dense), list(loader(65, shuffle=False))
+    assert len(batches[-1][0]) == 1
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        tnc.nn.heal(copy.deepcopy(model), batches, epochs=1, lr=1e-4, batch_norm="training", **QUIET)
+    assert tnc.nn.heal(model, batches, epochs=1, lr=1e-4, **QUIET).batch_norm == "frozen"
+
+
 @pytest.mark.parametrize("way", ["frozen", "training"])
 def test_what_is_given_is_done(dense, way):
     model = copy.deepcopy(dense)
