@@ -75,6 +75,10 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "tnc/nn/surgery/refusals.py": ("words of every refusal", "nn/layers/test_modules.py nn/surgery/test_failures.py"),
     "tnc/nn/surgery/replace.py": ("seen in every layer", "nn/surgery/test_failures.py nn/surgery/test_dry_run.py"),
     # Training.
+    "tnc/nn/training/choices.py": (
+        "part of healing",
+        "nn/training/test_heal.py nn/training/test_normalization.py",
+    ),
     "tnc/nn/training/descent.py": ("steps of refinement", "nn/training/test_refine.py"),
     "tnc/nn/training/heal_rate.py": ("part of healing", "nn/training/test_heal.py"),
     "tnc/nn/training/hidden.py": ("part of refinement", "nn/training/test_refine.py"),

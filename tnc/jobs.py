@@ -16,7 +16,7 @@ from tnc.errors import PromiseError, TncError
 from tnc.fit.linalg import working
 from tnc.fit.metric import Metric
 from tnc.ranks.base import RankPolicy
-from tnc.ranks.curves import Point, Subject, predicted
+from tnc.ranks.curves import Curves, Point, Subject, predicted
 from tnc.ranks.measures import MEASURES
 from tnc.report import Candidate, Row
 from tnc.roles import AxisRoles
@@ -49,12 +49,15 @@ class Weighing(NamedTuple):
         Input vectors for each sample, such as the places of a convolution.
     brief : bool
         Whether a quick fit will do, because another one follows.
+    curves : dict, optional
+        Points of the weight that are known in this metric: see `Subject`.
     """
 
     metric: Metric
     importance: float = 1.0
     uses: float = 1.0
     brief: bool = False
+    curves: Curves | None = None
 
     def like(self, x: Array) -> Weighing:
         """The same on the device of `x`, in float64."""
@@ -100,8 +103,8 @@ class Job:
         """The weight as rank policies see it."""
         if self.weighing is None:
             return Subject(self.x, self.candidates, itemsize=self.itemsize, seed=self.seed)
-        metric, importance, uses, _ = self.weighing
-        return Subject(self.x, self.candidates, metric, importance, uses, self.itemsize, self.seed)
+        metric, importance, uses, _, curves = self.weighing
+        return Subject(self.x, self.candidates, metric, importance, uses, self.itemsize, self.seed, curves)
 
     @property
     def itemsize(self) -> int:

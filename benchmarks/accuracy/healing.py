@@ -1,6 +1,6 @@
 """What labels bring after the compression: ``python -m benchmarks.accuracy.healing resnet56 cp 0.25 --epochs 1``.
 
-A classifier is compressed as in the row "FORMAT, budget". Then `tnc.nn.heal` trains it with ``lr="auto"`` and the dense
+A classifier is compressed as in the row "FORMAT, budget". Then `tnc.nn.heal` trains it, with its defaults and the dense
 network as the teacher, on images that are flipped and shifted at random. A run that was killed goes on. Results are
 added to ``healing.json``.
 """
@@ -35,13 +35,13 @@ SAVES = 8
 """How often an epoch is saved."""
 
 
-def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path) -> dict[str, float]:
-    """Train a model in place to the end, from where `file` left it. Its learning rate, and the seconds of all runs."""
-    history = tnc.nn.heal(
-        model, batches, teacher=teacher, epochs=batches.count, lr="auto", schedule=batches.rate, checkpoint=file
-    )
+def healed(model: nn.Module, teacher: nn.Module, batches: Segments, file: Path, mixed: bool) -> dict[str, Any]:
+    """Train a model in place to the end, from where `file` left it. What was chosen, and the seconds of all runs."""
+    options: dict[str, Any] = {"epochs": batches.count, "schedule": batches.rate, "checkpoint": file}
+    history = tnc.nn.heal(model, batches, teacher=teacher, autocast=torch.bfloat16 if mixed else None, **options)
     model.eval()
-    return {"rate": history.rate, "seconds": sum(epoch.seconds for epoch in history.epochs)}
+    chosen = {"rate": history.rate, "batch_norm": history.batch_norm, "mixed": mixed}
+    return chosen | {"seconds": sum(epoch.seconds for epoch in history.epochs)}
 
 
 def start(subject: Subject, decomposition: str, share: float, samples: int, file: Path) -> nn.Module:
@@ -56,7 +56,7 @@ def start(subject: Subject, decomposition: str, share: float, samples: int, file
 
 
 def run(
-    network: str, decomposition: str, share: float, epochs: int, samples: int | None, folder: Path
+    network: str, decomposition: str, share: float, epochs: int, samples: int | None, mixed: bool, folder: Path
 ) -> dict[str, Any]:
     """The scores before and after. What is needed to go on is kept in a folder, under the names of all settings."""
     subject, data = SUBJECTS[network], labelled(network)
@@ -68,7 +68,8 @@ def run(
     found: dict[str, Any] = {"before": subject.score(model), "steps": steps}
     print(found, file=sys.stderr, flush=True)
     batches = Segments(data, recipe, steps=steps, seed=0, length=ceil(steps / epochs / SAVES))
-    trained = healed(model, subject.load(), batches, folder / f"{named}-{epochs}.safetensors")
+    file = folder / f"{named}-{epochs}{'-mixed' * mixed}.safetensors"
+    trained = healed(model, subject.load(), batches, file, mixed)
     return found | trained | {"after": subject.score(model)}
 
 
@@ -79,11 +80,13 @@ def main() -> None:
     parser.add_argument("share", type=float)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--samples", type=int, help="calibration samples; by default those of the network")
+    parser.add_argument("--mixed", action="store_true", help="train in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     folder = cache_folder() / "healing"
-    found = run(given.network, given.decomposition, given.share, given.epochs, given.samples, folder)
+    wanted = given.network, given.decomposition, given.share, given.epochs, given.samples
+    found = run(*wanted, given.mixed, folder)
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     held[f"{given.network}, {given.decomposition}, {given.share}, {given.epochs} epoch{'s' * (given.epochs > 1)}"] = (
         found | stamp()

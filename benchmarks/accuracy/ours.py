@@ -11,10 +11,12 @@ from torch import nn
 
 import tnc
 from benchmarks.accuracy.subject import Forward, Made
+from tnc.nn.data.calls import Calls
 
-__all__ = ["ROWS"]
+__all__ = ["REFINED", "REFINE_STEPS", "ROWS"]
 
-REFINE_STEPS = 200
+REFINE_STEPS = 400
+"""Gradient steps of a refinement: a few minutes."""
 
 
 def compressed(
@@ -66,19 +68,26 @@ def budget(decomposition: str, model: nn.Module, *given: Any) -> Made:
     return made
 
 
-def refined(decomposition: str, model: nn.Module, *given: Any) -> Made:
-    """The same, and then gradient steps towards the outputs of the dense network, without labels."""
+def refined(decomposition: str, model: nn.Module, *given: Any, lessons: list[Any] | None = None) -> Made:
+    """The same, and then gradient steps towards the outputs of the dense network, without labels.
+
+    The steps are on the inputs `lessons`, or on those of the calibration.
+    """
     *known, forward = given
     teacher = deepcopy(model)
     if LAST and LAST[0].fits(decomposition, *known):
         made = LAST.pop().made
     else:
         made = compressed(decomposition, tnc.Budget, model, *given)
-    result = tnc.nn.refine(made.model, teacher, known[-1], steps=REFINE_STEPS, forward=forward, progress=False)
-    return made._replace(note=f"{made.note}; rate {result.rate}, {result.before:.3f} -> {result.after:.3f}")
+    inputs = Calls.of(teacher, known[-1] if lessons is None else lessons, forward, samples=2**20)
+    result = tnc.nn.refine(made.model, teacher, inputs, steps=REFINE_STEPS, forward=forward, progress=False)
+    found = f"{inputs.samples:,} inputs, rate {result.rate}, step {result.steps}"
+    return made._replace(note=f"{made.note}; {found}, {result.before:.3f} -> {result.after:.3f}")
 
 
 FORMATS = ("svd", "tucker", "mpo", "tt", "cp")
+REFINED = tuple(f"{name}, refined" for name in (*FORMATS, "auto"))
+"""The rows with a refinement."""
 
 ROWS = (
     {f"{name}, weights": partial(compressed, name, tnc.Budget, calibrated=False) for name in FORMATS}

@@ -6,12 +6,14 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from benchmarks.accuracy.networks import SUBJECTS
+from benchmarks.accuracy.ours import REFINED
 from benchmarks.accuracy.rows import DENSE, ROWS
 from benchmarks.accuracy.state import Key, State
 from benchmarks.accuracy.subject import Row, Subject, matched
@@ -55,6 +57,8 @@ def run(
         calibration = subject.calibration(settings["samples"]) if left else []
         for key in left:
             row = ROWS[key.row]
+            if key.row in REFINED:
+                row = partial(row, lessons=subject.calibration(subject.lessons or settings["samples"]))
             _put(state, key, settings, lambda s=subject, k=key, r=row, c=calibration: measure(s, k.share, r, c, limit))
 
 

@@ -44,14 +44,15 @@ def _healed(held: Held) -> Iterable[str]:
     if not held:
         return
     yield from ("## Healed with labels", "")
-    yield 'The row `FORMAT, budget`, and then `tnc.nn.heal(model, loader, teacher=dense, lr="auto")` on 90 % of the'
-    yield "training images, flipped and shifted at random. `python -m benchmarks.accuracy.healing` measures it."
+    yield "The row `FORMAT, budget`, and then `tnc.nn.heal(model, loader, teacher=dense)` on 90 % of the training"
+    yield "images, flipped and shifted at random. `python -m benchmarks.accuracy.healing` measures it."
     yield from (
         "",
-        "| network | compressed | healed | steps | rate | minutes |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| network | compressed | healed | steps | rate | batch normalization | bfloat16 | minutes |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | ---: |",
     )
     for name, one in held.items():
         numbers = (f"{one[key]:.4g}" for key in ("before", "after", "steps", "rate"))
-        yield f"| {name} | {' | '.join(numbers)} | {one['seconds'] / 60:.0f} |"
+        how = (one["batch_norm"], "yes" if one["mixed"] else "no", f"{one['seconds'] / 60:.0f}")
+        yield f"| {name} | {' | '.join((*numbers, *how))} |"
     yield ""

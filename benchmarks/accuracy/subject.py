@@ -37,6 +37,9 @@ class Subject:
     better : {"higher", "lower"}
     samples : int
         How many samples the calibration of the table has.
+    lessons : int, optional
+        How many samples the refinement of the table has: more inputs than a fit needs. By default those of the
+        calibration.
     dense : float or None
         The score of the uncompressed network, if it has been published.
     """
@@ -50,6 +53,7 @@ class Subject:
     forward: Forward | None = None
     better: str = "higher"
     samples: int = 512
+    lessons: int | None = None
     dense: float | None = None
 
 
@@ -65,8 +69,9 @@ class Made(NamedTuple):
     earlier: float = 0.0
 
 
-Row = Callable[[nn.Module, str, float, "list[Any]", "Forward | None"], Made]
-"""``row(model, weights, share, calibration, forward)``. The model may be changed."""
+Row = Callable[..., Made]
+"""``row(model, weights, share, calibration, forward)``. The model may be changed. Rows with a refinement take one list
+more, ``lessons=``, the inputs for it."""
 
 
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:

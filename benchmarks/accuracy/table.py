@@ -108,8 +108,8 @@ def page(state: State, shown: str | None = None) -> str:
         head(results),
         "",
         "Columns are the share of the compressed weights' parameters that was allowed; in brackets what was kept, in "
-        "%. Bold: best of its column. Seconds: the longest fit, statistics included. `python -m benchmarks.accuracy` "
-        "makes this page.",
+        '%. Bold: best of its column. Seconds: the longest fit, statistics included. Rows "refined": gradient steps on '
+        "the inputs that the notes count, without labels. `python -m benchmarks.accuracy` makes this page.",
         "",
         *([f"![Score against kept share]({shown})", ""] if shown else []),
         *(line for name in ordered for line in of_network(results, name)),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import tnc
-from benchmarks.papers.train import Data, Recipe, augment
+from benchmarks.papers.train import AS_USUAL, Data, Recipe, augment
 from tnc.nn.training.objective import cosine
 
 __all__ = ["EVERY", "Paused", "Segments", "go_on"]
@@ -178,5 +178,6 @@ def go_on(
         autocast=autocast,
         seed=batches.seed,
         progress=False,
+        **AS_USUAL,
     )
     return float(sum(epoch.seconds for epoch in history.epochs))

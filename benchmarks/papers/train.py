@@ -16,7 +16,10 @@ from torch import Tensor, nn
 import tnc
 from tnc.demo.data import Images
 
-__all__ = ["TRIAL", "Batches", "Data", "Recipe", "Split", "accuracy", "augment", "device", "fit", "pace", "split"]
+__all__ = [
+    *("AS_USUAL", "TRIAL"),
+    *("Batches", "Data", "Recipe", "Split", "accuracy", "augment", "device", "fit", "pace", "split"),
+]
 
 
 class Split(NamedTuple):
@@ -39,6 +42,9 @@ class Data(NamedTuple):
         """Inputs as the network takes them: bytes become standardized floats, features stay."""
         return x.to(self.mean.device, torch.float32).sub_(self.mean).div_(self.std) if x.dtype == torch.uint8 else x
 
+
+AS_USUAL: dict[str, Any] = {"temperature": 2.0, "alpha": 0.5, "batch_norm": "training"}
+"""Batch normalization as in the papers, and the distillation that the recipes say: half of the loss."""
 
 TRIAL = 0.2
 """Length of a trial of a learning rate, as a share of the steps."""
@@ -250,7 +256,7 @@ def fit(
     options: dict[str, Any] = {"lr": rate, "core_lr": core_rate, "weight_decay": recipe.decay}
     options["teacher"] = teacher if recipe.taught else None
     loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
-    tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options)
+    tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options, **AS_USUAL)
     return batches.taken
 
 

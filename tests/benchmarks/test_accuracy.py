@@ -154,12 +154,13 @@ def test_the_page_shows_parts_and_healing(tmp_path):
     rows = {"dense": {"score": 93.0}, "shift": {"score": 90.12, "distance": 0.0512}}
     (tmp_path / "ablation.json").write_text(json.dumps({"net, cp, 0.2": {"rows": rows, "samples": 512, "limit": 2000}}))
     healed = {"before": 90.6, "after": 93.1, "steps": 352, "rate": 3e-4, "seconds": 1200.0}
+    healed |= {"batch_norm": "frozen", "mixed": True}
     (tmp_path / "healing.json").write_text(json.dumps({"net, cp, 0.25, 1 epoch": healed}))
 
     lines = sections(tmp_path)
 
     assert "| shift | 90.12 | 0.0512 |" in lines and "| dense | 93 |  |" in lines
-    assert "| net, cp, 0.25, 1 epoch | 90.6 | 93.1 | 352 | 0.0003 | 20 |" in lines
+    assert "| net, cp, 0.25, 1 epoch | 90.6 | 93.1 | 352 | 0.0003 | frozen | yes | 20 |" in lines
     assert sections(tmp_path / "nothing") == []
 
 
@@ -209,7 +210,7 @@ def test_healing_goes_on_from_what_was_compressed(net, tmp_path, monkeypatch):
     monkeypatch.setitem(SUBJECTS, "tiny", subject)
     monkeypatch.setattr(healing, "labelled", lambda name: data)
 
-    first = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
-    second = healing.run("tiny", "svd", 0.5, 2, 64, tmp_path)
+    first = healing.run("tiny", "svd", 0.5, 2, 64, False, tmp_path)
+    second = healing.run("tiny", "svd", 0.5, 2, 64, False, tmp_path)
 
     assert asked == [64] and first == second and first["after"] >= first["before"] and first["rate"] > 0

@@ -179,6 +179,8 @@ def points_of(subject: Subject, gap: int | None = None) -> list[Point]:
     RankError, WeightError
         No candidate has a network for this weight at all.
     """
+    if subject.known is not None and gap in subject.known:
+        return subject.known[gap]
     points: list[Point] = []
     errors: list[TncError] = []
     for candidate in subject.candidates:
@@ -188,6 +190,8 @@ def points_of(subject: Subject, gap: int | None = None) -> list[Point]:
             errors.append(error)
     if errors and len(errors) == len(subject.candidates):
         raise errors[0]
+    if subject.known is not None:
+        subject.known[gap] = points
     return points
 
 

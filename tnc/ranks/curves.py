@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp, log, prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class Point(NamedTuple):
         return self._replace(rivals=tuple(best.values()) if len(best) > 1 else ())
 
 
+Curves: TypeAlias = dict[int | None, list[Point]]
+"""The points of a weight, by the gap between neighbours that was asked for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A weight to be allotted a size.
@@ -90,6 +94,8 @@ class Subject:
     itemsize : int
         Bytes of a stored number, for a budget of bytes.
     seed : int
+    known : dict, optional
+        The points of all candidates by their gap. They are added once they were computed.
     """
 
     x: Array
@@ -99,6 +105,7 @@ class Subject:
     uses: float = 1.0
     itemsize: int = 4
     seed: int = 0
+    known: Curves | None = None
 
     def seen(self, decomposition: InRoles) -> Array:
         """The weight times the root of its metric, as far as the networks of a decomposition allow."""

@@ -105,6 +105,7 @@ def classifier(name: str, make: Callable[[], nn.Module], weights: str, dense: fl
         score=partial(accuracy, of, moments),
         weights=weights,
         unit="accuracy, %",
+        lessons=4096,
         dense=dense,
     )
 

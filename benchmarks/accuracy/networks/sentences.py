@@ -115,4 +115,5 @@ MINILM = Subject(
     weights="encoder.layer.*[ey].weight",  # query, key, value, dense; LayerNorm ends with another letter
     unit="rank correlation × 100",
     samples=1024,
+    lessons=4096,
 )

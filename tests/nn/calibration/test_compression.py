@@ -12,7 +12,9 @@ from torch import nn
 import tnc
 from tnc.errors import DataError
 from tnc.jobs import bytes_of
-from tnc.nn.calibration.versions import Version, Work
+from tnc.nn.calibration.compression import _preferred
+from tnc.nn.calibration.versions import Plan, Version, Work
+from tnc.ranks import curves
 
 SPREAD = torch.arange(1.0, 25.0) ** -0.8
 
@@ -64,13 +66,76 @@ def test_outputs_are_nearer_than_without_data(method):
     assert kept <= 0.4 * size + 1
     found = seeing.tnc_report.calibration
     assert found["biases"] > 0  # part of what was judged, and so of what is installed
-    assert found["distance"] == min(found["distances"].values()) and found["samples"] + found["held_out"] == 96
+    steps = found["distances"]
+    assert found["distance"] == min(steps[found["objective"]], steps["shift"], steps.get("recalibrated", 9))
+    assert found["samples"] + found["held_out"] == 96
 
 
 @pytest.mark.parametrize("objective", ["output", "fisher"])
 def test_one_objective(objective):
     small = tnc.compress(copy.deepcopy(dense()), "svd", rank=3, data=batches(), objective=objective)
     assert small.tnc_report.calibration["objective"] == objective
+
+
+def test_the_curve_of_a_weight_is_computed_once_for_each_metric(monkeypatch):
+    """Two of the three budgets have the same metric, and differ in the importance of the weights only."""
+    asked = []
+    once = curves.curve
+
+    def counted(subject, decomposition, **options):
+        asked.append((subject.x.shape, subject.metric))
+        return once(subject, decomposition, **options)
+
+    monkeypatch.setattr("tnc.ranks.budget.curve", counted)
+    small = tnc.compress(copy.deepcopy(dense()), "svd", rank="budget:0.4", data=batches())
+    assert set(small.tnc_report.calibration["distances"]) >= {"output", "fisher", "fisher, measured"}
+    assert len(asked) == 2 * sum(p.ndim > 1 for p in dense().parameters())
+
+
+def test_versions_that_are_close_are_all_shifted(monkeypatch):
+    """One that is a little farther before may be nearer afterwards; one that is far behind is not tried."""
+    distances = {"output": 0.5, "fisher": 0.21, "fisher, measured": 0.2}
+    after = {"fisher": 0.1, "fisher, measured": 0.15}
+    tried = []
+
+    def shifted(work, version):
+        tried.append(str(version.plan))
+        return version._replace(parts=(after[str(version.plan)],))
+
+    def versions(work):
+        found = made(work)
+        return [version._replace(parts=(distances[str(version.plan)],)) for version in found]
+
+    made = Work.versions
+    monkeypatch.setattr(Work, "versions", versions)
+    monkeypatch.setattr(Work, "polished", lambda work, version: version)
+    monkeypatch.setattr(Work, "shifted", shifted)
+    small = tnc.compress(copy.deepcopy(dense()), "svd", rank="budget:0.4", data=batches())
+    found = small.tnc_report.calibration
+    assert sorted(tried) == ["fisher", "fisher, measured"]
+    assert found["objective"] == "fisher" and found["shift"] and found["distances"]["shift"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("measured", "wins"),
+    [
+        ((0.1, 0.1, 0.1, 0.1), True),
+        ((0.1, 0.13, 0.1, 0.13), False),
+        ((0.05, 0.14, 0.05, 0.12), True),
+        ((9, 9, 9, 9), False),
+    ],
+)
+def test_a_version_wins_by_more_than_chance(measured, wins):
+    """By a little in every batch, or by a lot. Where it may be chance, the budget by gradients stays."""
+    by_gradients = Version(Plan("fisher", False), None, {}, (0.12, 0.12, 0.121, 0.12))
+    other = Version(Plan("fisher", True), None, {}, measured)
+    assert other.surely_nearer(by_gradients) == wins
+    assert _preferred([other, by_gradients]) is (other if wins else by_gradients)
+
+
+def test_two_batches_cannot_tell_chance():
+    near, far = (Version(Plan("fisher", k), None, {}, (0.1, x)) for k, x in enumerate((0.1, 0.11)))
+    assert near.surely_nearer(far) and not far.surely_nearer(near) and not near.surely_nearer(near)
 
 
 def test_statistics_can_be_given():
@@ -168,15 +233,15 @@ def test_versions_that_are_far_behind_are_not_continued(monkeypatch):
     swept = []
 
     def judged(work, plan, checkpoint, means):
-        return Version(plan, checkpoint, {}, distances[str(plan)])
+        return Version(plan, checkpoint, {}, (distances[str(plan)],))
 
     def polished(work, version):
         swept.append(str(version.plan))
-        return version._replace(distance=version.distance / 2)
+        return version._replace(parts=(version.distance / 2,))
 
     monkeypatch.setattr(Work, "_judged", judged)
     monkeypatch.setattr(Work, "polished", polished)
-    monkeypatch.setattr(Work, "shifted", lambda work, version: version._replace(distance=9.0))
+    monkeypatch.setattr(Work, "shifted", lambda work, version: version._replace(parts=(9.0,)))
     found = tnc.compress(copy.deepcopy(dense()), "tucker", rank=tnc.Budget(0.5), data=batches()).tnc_report.calibration
     assert swept == ["fisher", "fisher, measured"] and found["objective"] == "fisher"
     assert found["distances"].items() >= {"output": 3.0, "fisher": 0.5, "fisher, measured": 0.6}.items()

@@ -121,6 +121,50 @@ def test_constant_outputs_are_relative_to_their_size():
     assert judge.distance(Plus(lambda x, p: 0 * x)) == 0 and judge.distance(Plus(constant)) == math.inf
 
 
+def named(x, p):
+    return {"logits": torch.cat([x, x[:, :1] * p], 1), "hidden": None}
+
+
+def test_what_is_named_logits_is_compared_as_a_softmax_reads_it():
+    """Relative to the divergence from the mean prediction; a number that is added to all logits does not count."""
+    data = inputs()
+    judge = Judge(Plus(named, 1.0), Calls.of(Plus(named), data))
+    found = judge.distance(Plus(named, 0.5))
+    with torch.no_grad():
+        y, z = (named(torch.cat(data), amount)["logits"].double().log_softmax(-1) for amount in (1.0, 0.5))
+        mean = y.exp().mean(0).log()
+        expected = (y.exp() * (y - z)).sum() / (y.exp() * (y - mean)).sum()
+    assert found == pytest.approx(float(expected), rel=1e-4) and judge.distance(Plus(named, 1.0)) == 0
+    shifted = Plus(lambda x, p: {"logits": named(x, 1.0)["logits"] + 1000 * x.mean(1, keepdim=True) + p})
+    assert judge.distance(shifted) < 1e-5
+    assert judge.distance(Plus(lambda x, p: {"logits": mean.float().expand(len(x), -1) + p})) == pytest.approx(1.0)
+    assert judge.distance(Plus(lambda x, p: {"logits": named(x, 1.0)["logits"] * math.nan})) == math.inf
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_logits_that_no_softmax_reads_are_compared_as_numbers(problem):
+    class Config:
+        problem_type = problem
+
+    model, other = Plus(named, 1.0), Plus(lambda x, p: {"logits": named(x, 1.0)["logits"] + 5 + p})
+    model.config = Config()
+    data = Calls.of(model, inputs())
+    assert Judge(model, data).distance(other) > 1
+    del model.config
+    assert Judge(model, data).distance(other) < 1e-5
+
+
+def test_a_class_for_every_token_is_no_mask():
+    """Logits (samples, classes) beside a mask (samples, tokens) of the same shape."""
+
+    def classify(ids, attention_mask, p):
+        return {"logits": ids * (1 + p * torch.arange(6.0))}
+
+    ids = torch.arange(12.0).reshape(2, 6) / 4
+    batch = {"ids": ids, "attention_mask": torch.tensor([[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])}
+    assert Judge(Plus(classify), Calls.of(Plus(classify), [batch])).distance(Plus(classify, 0.5)) > 0.1
+
+
 def test_memory_is_bounded_and_the_distance_nearly_the_same():
     model, other, data = net(), net(), inputs(4, 200)
     whole = Judge(model, Calls.of(model, data))

@@ -75,6 +75,28 @@ def test_sampled_labels_give_the_fisher_matrix():
     assert torch.allclose(rows, torch.diag(p) - torch.outer(p, p), atol=0.03)
 
 
+class Named(nn.Module):
+    """A classifier of every token that names its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3, **STATES)
+
+    def forward(self, inputs, attention_mask=None):
+        return {"logits": self.linear(inputs)}
+
+
+def test_labels_are_sampled_where_logits_are_named():
+    """Only for tokens that the mask shows: the hidden ones have no gradient."""
+    model, one = Named(), x(1, 4)
+    inputs = one.expand(2000, 2, 4).clone()
+    inputs[:, 1] = 50.0
+    mask = torch.tensor([[1, 0]]).expand(2000, 2)
+    p = model.linear(one[0]).softmax(-1).detach()
+    statistics = gather(model, [{"inputs": inputs, "attention_mask": mask}], samples=2000, gradients=True)
+    assert torch.allclose(statistics["linear.weight"].rows, torch.diag(p) - torch.outer(p, p), atol=0.04)
+
+
 def test_gradients_of_lookups_and_experts():
     model, numbers = (
         nn.Sequential(nn.Embedding(7, 4, **STATES), nn.Linear(4, 3, **STATES)),

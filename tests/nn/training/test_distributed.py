@@ -53,9 +53,10 @@ def run(name, n, batch, teacher=None, **options):
     else:
         loader = DataLoader(data, batch, shuffle=name == "shares")
     made = model()
-    options |= {"validation": DataLoader(data, 7), "teacher": teacher, "lr": 1e-2, "progress": False}
+    options = {"lr": 1e-2} | options | {"validation": DataLoader(data, 7), "teacher": teacher, "progress": False}
     history = tnc.nn.heal(made, loader, **options)
-    torch.save({"state": made.state_dict(), "numbers": [(e.loss, e.accuracy, *e.validation) for e in history.epochs]},
+    numbers = [(e.loss, e.accuracy, *e.validation) for e in history.epochs] + [(history.rate,)]
+    torch.save({"state": made.state_dict(), "numbers": numbers},
                out / f"{name}.{rank}.pt")
 
 
@@ -64,6 +65,7 @@ if count > 1:
     distributed.init_process_group("gloo")
     theirs = distributed.group.WORLD
 run("sampler", 32, 16, epochs=2, sampler=True)
+run("rate", 64, 16, epochs=1, sampler=True, lr="auto")
 if count > 1:
     assert distributed.group.WORLD is theirs
     distributed.destroy_process_group()
@@ -101,7 +103,8 @@ model = nn.Linear(8, 3)
 tnc.nn.heal(model, [(torch.randn(4, 8), torch.randint(3, (4,)))], epochs=1, progress=False)
 own = nn.parallel.DistributedDataParallel(model)  # on the connection that is there, and never freed
 own(torch.randn(2, 8)).sum().backward()
-tnc.nn.heal(nn.Linear(8, 3), [(torch.full((4, 8), torch.nan), torch.randint(3, (4,)))], epochs=1, progress=False)
+bad = [(torch.full((4, 8), torch.nan), torch.randint(3, (4,)))]
+tnc.nn.heal(nn.Linear(8, 3), bad, epochs=1, lr=1e-3, progress=False)
 """
 
 NAMED = """
@@ -181,7 +184,7 @@ def test_two_processes_are_one(tmp_path, planted, monkeypatch):
     alone(WORKER, monkeypatch, str(folders[0]), "1")
     ended = both(tmp_path, WORKER, str(folders[1]), "2")
     assert [status for status, _ in ended] == [0, 0], ended
-    for name in ("shares", "sampler"):
+    for name in ("shares", "sampler", "rate"):
         alike(*(folder / f"{name}.{rank}.pt" for folder, rank in ((folders[0], 0), (folders[1], 0), (folders[1], 1))),
               planted)  # fmt: skip
 

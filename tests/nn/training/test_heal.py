@@ -282,14 +282,12 @@ def test_a_run_goes_on_with_the_rate_that_was_found(trained, tmp_path):
     assert tnc.nn.heal(again, loader(300), checkpoint=path, **options).rate == pytest.approx(history.rate, rel=1e-5)
     assert same(state(model), state(again))
     with pytest.raises(TncError, match=r"lr='auto' there, 0\.001 here"):
-        tnc.nn.heal(again, loader(300), checkpoint=path, epochs=2, **QUIET)
+        tnc.nn.heal(again, loader(300), checkpoint=path, epochs=2, lr=1e-3, **QUIET)
 
 
 def test_a_rate_cannot_be_found_from_nothing(trained):
     model = small(trained)
     before = state(model)
-    with pytest.raises(TncError, match=r"lr='auto' tries .* iterator gives only once"):
-        tnc.nn.heal(model, iter(loader(300)), lr="auto", epochs=1, **QUIET)
     with pytest.raises(TncError, match=r"the loader gave no batch"):
         tnc.nn.heal(model, [], lr="auto", **QUIET)
     with pytest.raises(TncError, match=r"loss is not finite after a few steps"):

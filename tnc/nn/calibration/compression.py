@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,10 @@ __all__ = ["Calibrated", "calibrated"]
 
 _FAR = 1.5
 """Versions whose quick fits end farther from the dense model than the best ones by this factor are not continued."""
+
+
+_CLOSE = 1.1
+"""Versions up to this factor farther than the best one are fitted again in order, too: some gain more by it."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,48 @@ def calibrated(work: Work) -> Calibrated:
     limit = _FAR * min(version.distance for version in versions)
     with work.timing("polish"):
         ends = [_polished(work, version) if version.distance <= limit else version for version in versions]
-    distances = {str(version.plan): version.distance for version in ends}
-    best = unshifted = min(ends, key=lambda version: version.distance)
+    limit = _CLOSE * min(version.distance for version in ends)
+    close = [version for version in ends if version.distance <= limit]
+    shifted: list[Version] = []
     if work.options.shift:
         with work.timing("shift"):
-            shifted = work.shifted(best)
-        distances["shift"] = shifted.distance
-        best = min(best, shifted, key=lambda version: version.distance)
-    summary = {
+            shifted = [work.shifted(version) for version in close]
+        close = [_nearer(*pair) for pair in zip(close, shifted, strict=True)]
+    best = _preferred(close)
+    biases = {name: value for name, value in best.values.items() if name not in best.checkpoint.factorized}
+    return Calibrated(best.checkpoint, biases, work, _summary(work, best, ends, shifted))
+
+
+def _summary(work: Work, best: Version, ends: Sequence[Version], shifted: Sequence[Version]) -> dict[str, Any]:
+    """What was tried. The distance after the shift is that of the plan that was kept."""
+    distances = {str(version.plan): version.distance for version in ends}
+    for version in shifted:
+        if version.plan == best.plan:
+            distances["shift"] = version.distance
+    found = {
         "samples": work.observed.statistics.samples, "held_out": work.judge.calls.samples, "distances": distances,
-        "distance": best.distance, "objective": str(best.plan), "shift": best is not unshifted,
+        "distance": best.distance, "objective": str(best.plan), "shift": any(best is each for each in shifted),
         "seconds": work.seconds,
     }  # fmt: skip
-    if unreached := work.observed.unreached:
-        summary["unreached"] = listed(unreached)
-    biases = {name: value for name, value in best.values.items() if name not in best.checkpoint.factorized}
-    return Calibrated(best.checkpoint, biases, work, summary)
+    return found | ({"unreached": listed(work.observed.unreached)} if work.observed.unreached else {})
 
 
 def _polished(work: Work, version: Version) -> Version:
     """The version with cores that are swept to the end, if its outputs are nearer then."""
-    return min(version, work.polished(version), key=lambda each: each.distance)
+    return _nearer(version, work.polished(version))
+
+
+def _nearer(first: Version, second: Version) -> Version:
+    return min(first, second, key=lambda version: version.distance)
+
+
+def _preferred(versions: Sequence[Version]) -> Version:
+    """The nearest version, or one that may be as near and whose plan rests on more samples.
+
+    Gradients are of all samples. Measured distances are of few, so that a budget that they divide suits these few.
+    """
+    best, *others = sorted(versions, key=lambda version: (version.plan.objective != "fisher", version.plan.measured))
+    for version in others:
+        if version.surely_nearer(best):
+            best = version
+    return best

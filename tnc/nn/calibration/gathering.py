@@ -17,7 +17,9 @@ from tnc.nn.calibration.statistics import Statistics
 from tnc.nn.calibration.swap import quiet, recording
 from tnc.nn.calibration.tallies import Tally
 from tnc.nn.calibration.weights import weights
+from tnc.nn.data.answers import answer
 from tnc.nn.data.calls import Calls, Forward
+from tnc.nn.data.outputs import logits, mask_of
 from tnc.weights import Progress
 
 __all__ = ["gather"]
@@ -54,8 +56,8 @@ def gather(
         Whether to gather gradients, too. This takes about three times as long.
     objective : {"auto", "labels", "sampled", "outputs"}
         What gradients are of: the cross entropy with the labels of the batches, or with labels that are sampled from
-        the model's predictions, or the squared distance of outputs. "auto" takes the labels where there are any, else
-        the outputs.
+        the model's predictions, or the squared distance of outputs. "auto" takes the labels where there are any. Else
+        it samples where the model names its outputs logits, and takes the outputs where it does not.
     names : iterable of str, optional
         Parameters that are wanted; by default all weights of two axes or more.
     missing : {"raise", "ignore"}, optional
@@ -123,10 +125,14 @@ def _run(
 
             observer = Observer((tally.weight for tally in tallies.values()), see, gradients=kind is not None)
             with observer:
-                answer = calls(model, batch)
+                returned = calls.returned(model, batch)
             if kind is not None:
                 observer.settle()
-                _backward(observer, tallies, loss(kind, answer, calls.labels(batch), generator), k)
+                total = loss(
+                    kind, answer(returned), calls.labels(batch), generator,
+                    predicts=logits(model, returned) is not None, mask=mask_of(batch),
+                )  # fmt: skip
+                _backward(observer, tallies, total, k)
 
 
 def _backward(observer: Observer, tallies: dict[str, Tally], total: Tensor, k: int) -> None:

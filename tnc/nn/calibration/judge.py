@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tnc.errors import DataError
 from tnc.nn.data.calls import Calls
+from tnc.nn.data.divergence import Spread, divergence
 from tnc.nn.data.evaluation import evaluating
-from tnc.nn.data.outputs import mask_of, meaningful, outputs, rows
+from tnc.nn.data.outputs import mask_of, meaningful, outputs, predicting, rows
 
 __all__ = ["Judge"]
 
@@ -48,25 +49,32 @@ class Judge:
         self.calls = calls
         self._kept: list[list[_Kept]] = []
         totals: dict[tuple[int, int], _Totals] = {}
+        spreads: dict[int, Spread] = {}
         samples = calls.samples
         with torch.no_grad(), evaluating(model):
             for k, batch in enumerate(calls):
-                found = _outputs(calls, model, batch)
+                found, predicted = _outputs(calls, model, batch)
                 share = most * calls.size(batch) / samples / len(found)
-                kept = [_kept(x, share, (seed, k, slot)) for slot, x in enumerate(found)]
-                for slot, (_, values) in enumerate(kept):
+                kept = [_kept(x, share, (seed, k, slot), slot == predicted) for slot, x in enumerate(found)]
+                for slot, (_, values, is_prediction) in enumerate(kept):
                     totals.setdefault((slot, values.shape[1]), _Totals(values.shape[1])).add(values)
+                    if is_prediction:
+                        spreads.setdefault(slot, Spread()).add(values)
                 self._kept.append(kept)
-        self._scales = _scales(totals)
+        self._scales = _scales(totals) | {slot: spread.total() for slot, spread in spreads.items()}
 
     def distance(self, model: nn.Module) -> float:
-        """The squared distance of a model's outputs from the recorded ones, relative to their variance.
+        """The distance of a model's outputs from the recorded ones, relative to their variance.
 
         For each tensor that the models return it is ``||y' - y||² / ||y - mean(y)||²``, with the mean of each feature
         (class, channel, hidden unit) over all samples and positions; the result is the mean over these tensors. It is
         0 for equal outputs, 1 for a model that always gives the mean, and does not change with the scale of the
         outputs. Positions that an ``attention_mask`` of the batch hides do not count, nor do numbers that are not
         finite in the recorded outputs. For constant outputs the variance is replaced by ``||y||²``.
+
+        Logits of classes, if the model names them so (see `tnc.nn.data.outputs.logits`), are compared as a softmax
+        reads them: by ``KL(p || p')``, relative to ``KL(p || mean(p))``. The mean of the probabilities is over all
+        samples and positions. So this is 0 and 1 for the same models.
 
         Returns
         -------
@@ -78,23 +86,37 @@ class Judge:
         DataError
             The outputs are of other shapes than the recorded ones.
         """
-        errors: dict[int, float] = dict.fromkeys(self._scales, 0.0)
+        distance = math.fsum(self.parts(model))
+        return distance if math.isfinite(distance) else math.inf
+
+    def parts(self, model: nn.Module) -> list[float]:
+        """What each batch adds to the `distance`: how sure a difference between two models is, shows in these.
+
+        Raises
+        ------
+        DataError
+            As `distance`.
+        """
+        found: list[float] = []
         with torch.no_grad(), evaluating(model):
             for batch, kept in zip(self.calls, self._kept, strict=True):
-                found = _outputs(self.calls, model, batch)
-                if len(found) != len(kept):
-                    raise DataError(f"the model returned {len(found)} tensors, and the dense model {len(kept)}")
-                for slot, (x, reference) in enumerate(zip(found, kept, strict=True)):
-                    errors[slot] = errors.get(slot, 0.0) + _squared(x, reference)
-        distance = sum(_relative(errors[slot], scale) for slot, scale in self._scales.items()) / len(self._scales)
-        return distance if math.isfinite(distance) else math.inf
+                seen, _ = _outputs(self.calls, model, batch)
+                if len(seen) != len(kept):
+                    raise DataError(f"the model returned {len(seen)} tensors, and the dense model {len(kept)}")
+                gaps = [_relative(_error(x, kept[slot]), self._scales[slot]) for slot, x in enumerate(seen)]
+                found.append(math.fsum(gaps) / len(self._scales))
+        return [part if math.isfinite(part) else math.inf for part in found]
 
 
 class _Kept(NamedTuple):
-    """Kept outputs: the numbers of the rows that were taken, None for all, and ``float32[rows, features]``."""
+    """Kept outputs: the numbers of the rows that were taken, None for all, and ``float32[rows, features]``.
+
+    `is_prediction` says that the features are logits of classes.
+    """
 
     taken: Tensor | None
     values: Tensor
+    is_prediction: bool
 
 
 class _Totals:
@@ -116,19 +138,21 @@ class _Totals:
         return float(centred.clamp(min=0).sum()), float(self.squares.sum())
 
 
-def _outputs(calls: Calls, model: nn.Module, batch: Any) -> list[Tensor]:
-    """What the model returns, as rows of features."""
-    mask = mask_of(batch)
-    return [rows(x, mask) for x in outputs(calls.returned(model, batch))]
+def _outputs(calls: Calls, model: nn.Module, batch: Any) -> tuple[list[Tensor], int | None]:
+    """What the model returns, as rows of features, and which of the tensors has logits of classes, if any."""
+    mask, returned = mask_of(batch), calls.returned(model, batch)
+    found = outputs(returned)
+    slot = predicting(model, returned, found)
+    return [rows(x, mask, of_classes=k == slot) for k, x in enumerate(found)], slot
 
 
-def _kept(x: Tensor, share: float, seed: tuple[int, ...]) -> _Kept:
+def _kept(x: Tensor, share: float, seed: tuple[int, ...], is_prediction: bool) -> _Kept:
     """The rows of outputs, or a random subset of them that has about `share` numbers."""
     most = max(1, int(share / max(x.shape[1], 1)))
     if len(x) <= most:
-        return _Kept(None, x.to("cpu", torch.float32, copy=True))
+        return _Kept(None, x.to("cpu", torch.float32, copy=True), is_prediction)
     taken = torch.from_numpy(np.sort(np.random.default_rng(seed).choice(len(x), most, replace=False)))
-    return _Kept(taken, x[taken.to(x.device)].to("cpu", torch.float32))
+    return _Kept(taken, x[taken.to(x.device)].to("cpu", torch.float32), is_prediction)
 
 
 def _scales(totals: dict[tuple[int, int], _Totals]) -> dict[int, float]:
@@ -149,8 +173,8 @@ def _scales(totals: dict[tuple[int, int], _Totals]) -> dict[int, float]:
     return scales
 
 
-def _squared(x: Tensor, reference: _Kept) -> float:
-    """The squared distance of outputs from kept ones, over the numbers that are finite there."""
+def _error(x: Tensor, reference: _Kept) -> float:
+    """The squared distance of outputs from kept ones, over the numbers that are finite there; or the divergence."""
     if reference.taken is not None and len(x) > int(reference.taken[-1]):
         x = x[reference.taken.to(x.device)]
     if x.shape != reference.values.shape:
@@ -158,6 +182,8 @@ def _squared(x: Tensor, reference: _Kept) -> float:
             f"the model's outputs have {x.shape[1]} features at {len(x)} positions, and the dense model's "
             f"{reference.values.shape[1]} at {len(reference.values)}: judge models of one architecture"
         )
+    if reference.is_prediction:
+        return float(divergence(x.to("cpu", torch.float32), reference.values).double().sum())
     difference = x.to("cpu", torch.float32) - reference.values
     return float(torch.where(meaningful(reference.values), difference, 0).double().square().sum())
 

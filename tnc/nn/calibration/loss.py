@@ -18,13 +18,24 @@ __all__ = ["OBJECTIVES", "Objective", "loss"]
 Objective = Literal["auto", "labels", "sampled", "outputs"]
 """The function whose gradients are gathered. ``"labels"``: the cross entropy with the labels of the batches.
 ``"sampled"``: the cross entropy with labels that are sampled from the model's own predictions. ``"outputs"``: half the
-squared distance of outputs, by a random projection. ``"auto"`` takes the labels where they fit, else the outputs. It
-never samples labels, because nothing says whether outputs are logits."""
+squared distance of outputs, by a random projection. ``"auto"`` takes the labels where they fit. Else it samples where
+the model names its outputs logits (see `tnc.nn.data.outputs.logits`), and takes the outputs where it does not."""
 
 OBJECTIVES = ("auto", "labels", "sampled", "outputs")
 
+_ROWS = 256
+"""Rows of predictions that labels are drawn for at once: their probabilities are in float64."""
 
-def loss(kind: Objective, answer: Answer, labels: Any, generator: torch.Generator) -> Tensor:
+
+def loss(
+    kind: Objective,
+    answer: Answer,
+    labels: Any,
+    generator: torch.Generator,
+    *,
+    predicts: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
     """A sum over the samples of a batch, so that the gradient at a sample's outputs is that of its own loss.
 
     Parameters
@@ -35,6 +46,10 @@ def loss(kind: Objective, answer: Answer, labels: Any, generator: torch.Generato
         Labels of the batch; None if there are none.
     generator : Generator
         For sampled labels and for projections, on the CPU.
+    predicts : bool
+        Whether the model names its outputs logits.
+    mask : Tensor, optional
+        ``bool[samples, tokens]``: the tokens for which labels are sampled. By default all.
 
     Returns
     -------
@@ -55,7 +70,8 @@ def loss(kind: Objective, answer: Answer, labels: Any, generator: torch.Generato
                 "give pairs (inputs, labels), or objective='outputs'"
             )
     if total is None:
-        total = _sampled(answer, generator) if kind == "sampled" else _projected(answer, generator)
+        is_sampled = kind == "sampled" or (kind == "auto" and predicts)
+        total = _sampled(answer, generator, mask) if is_sampled else _projected(answer, generator)
     if not total.requires_grad:
         raise DataError(
             "the model returns no floating-point tensor that depends on its weights by autograd: gradients need one; "
@@ -76,15 +92,21 @@ def _labelled(answer: Answer, labels: Any) -> Tensor | None:
     return F.cross_entropy(classes, labels.long(), reduction="sum", ignore_index=IGNORED)
 
 
-def _sampled(answer: Answer, generator: torch.Generator) -> Tensor:
+def _sampled(answer: Answer, generator: torch.Generator, mask: Tensor | None) -> Tensor:
     """The sum of the losses with labels that are sampled from the predictions."""
     classes = answer.classes
     if classes is None or not classes.is_floating_point():
         raise DataError("objective='sampled' needs a model that returns logits: take objective='outputs'")
-    flat = classes.movedim(1, -1).flatten(0, -2)
-    chances = flat.detach().double().softmax(-1).cpu()
-    labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(flat.device)
-    return F.cross_entropy(flat, labels, reduction="sum")
+    whole = classes.movedim(1, -1)
+    flat = whole.flatten(0, -2)
+    drawn = [
+        torch.multinomial(part.double().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+        for part in flat.detach().split(_ROWS)
+    ]
+    labels = torch.cat(drawn).to(flat.device)
+    if mask is not None and mask.shape == whole.shape[:-1]:
+        labels = torch.where(mask.to(flat.device).flatten(), labels, IGNORED)
+    return F.cross_entropy(flat, labels, reduction="sum", ignore_index=IGNORED)
 
 
 def _projected(answer: Answer, generator: torch.Generator) -> Tensor:

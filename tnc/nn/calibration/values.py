@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import fsum
 from typing import TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from tnc.nn.calibration.judge import Judge
 from tnc.nn.calibration.metrics import Site, correction
 from tnc.nn.calibration.swap import swapped
 
-__all__ = ["Means", "distance", "rebuilt"]
+__all__ = ["Means", "distance", "distances", "rebuilt"]
 
 Means: TypeAlias = dict[str, tuple[Tensor | None, Tensor | None]]
 """By the name of a weight: the means of its inputs in the dense model and in the present one."""
@@ -57,6 +58,17 @@ def distance(model: nn.Module, judge: Judge, values: Mapping[str, Tensor]) -> fl
 
     Parameters
     ----------
+    model, judge, values
+        As for `distances`.
+    """
+    return fsum(distances(model, judge, values))
+
+
+def distances(model: nn.Module, judge: Judge, values: Mapping[str, Tensor]) -> list[float]:
+    """What each batch of a judge adds to the distance of the outputs of a model with other values of its parameters.
+
+    Parameters
+    ----------
     model : torch.nn.Module
         It is not changed.
     judge : Judge
@@ -64,4 +76,4 @@ def distance(model: nn.Module, judge: Judge, values: Mapping[str, Tensor]) -> fl
         By the names of parameters.
     """
     with torch.no_grad(), swapped(dict(model.named_parameters(remove_duplicate=False)), values):
-        return judge.distance(model)
+        return judge.parts(model)

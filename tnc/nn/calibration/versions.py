@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from glob import escape
+from math import fsum, isfinite, sqrt
+from statistics import fmean, stdev
 from time import perf_counter
 from typing import NamedTuple
 
@@ -20,10 +23,11 @@ from tnc.nn.calibration.importance import importances
 from tnc.nn.calibration.judge import Judge
 from tnc.nn.calibration.refit import polished, refitted
 from tnc.nn.calibration.statistics import Statistics
-from tnc.nn.calibration.values import Means, distance, rebuilt
+from tnc.nn.calibration.values import Means, distances, rebuilt
 from tnc.nn.calibration.weighings import OBJECTIVES, Observed, evened, observed
 from tnc.nn.data.calls import Calls
 from tnc.nn.data.division import divided
+from tnc.ranks.curves import Curves
 from tnc.roles import AxisRoles
 from tnc.rules import Rule, matched, ties
 from tnc.settings import current_backend
@@ -33,6 +37,9 @@ __all__ = ["Options", "Plan", "Version", "Work"]
 
 _HELD_OUT, _MOST_HELD_OUT = 0.25, 256
 """The share of the samples that judge, and the most of them."""
+
+_MUCH = 0.8
+"""Distances smaller by this factor are taken as smaller, whatever their spread over the batches."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,32 @@ class Version(NamedTuple):
     checkpoint : Checkpoint
     values : dict of str to Tensor
         Of all factorized weights, and of the biases that correct means.
-    distance : float
-        Of the outputs from those of the dense model, on held-out inputs.
+    parts : tuple of float
+        What each batch of held-out inputs adds to the distance.
     """
 
     plan: Plan
     checkpoint: Checkpoint
     values: dict[str, Tensor]
-    distance: float
+    parts: tuple[float, ...]
+
+    @property
+    def distance(self) -> float:
+        """Of the outputs from those of the dense model, on held-out inputs."""
+        return fsum(self.parts)
+
+    def surely_nearer(self, other: Version) -> bool:
+        """Whether it is nearer than another version by more than chance: twice the standard error over the batches.
+
+        A version whose distance is smaller by a fifth, or that is judged by two batches or fewer, counts as nearer in
+        any case.
+        """
+        if self.distance >= other.distance:
+            return False
+        if len(self.parts) < 3 or not isfinite(other.distance) or self.distance <= _MUCH * other.distance:
+            return True
+        gains = [theirs - ours for ours, theirs in zip(self.parts, other.parts, strict=True)]
+        return fmean(gains) > 2 * stdev(gains) / sqrt(len(gains))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +144,8 @@ class Work:
     options : Options
     seconds : dict of str to float
         The time that each part took.
+    curves : dict
+        By objective and weight: errors over sizes that were computed.
     """
 
     model: nn.Module
@@ -131,6 +158,7 @@ class Work:
     jobs: dict[str, Job]
     options: Options
     seconds: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, defaultdict[str, Curves]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -209,7 +237,12 @@ class Work:
             assert self.seen is not None  # there is something to measure with
             measured = importances(self.model, self.seen, shared, self.observed.sites, self.means, weighings)
             weighings |= {name: weighings[name]._replace(importance=n) for name, n in measured.items()}
-        return evened(weighings, self.jobs)
+        known = self._curves(plan.objective)
+        return {name: each._replace(curves=known[name]) for name, each in evened(weighings, self.jobs).items()}
+
+    def _curves(self, objective: str) -> defaultdict[str, Curves]:
+        """The curves of all weights in the metric of an objective, which several plans use."""
+        return self.curves.setdefault(objective, defaultdict(dict))
 
     def foreseen(self) -> tuple[str, dict[str, Weighing]]:
         """The last objective of which enough is known, and how errors count by it.
@@ -281,7 +314,7 @@ class Work:
 
     def _judged(self, plan: Plan, checkpoint: Checkpoint, means: Means) -> Version:
         values = rebuilt(self.model, checkpoint.factorized, self.observed.sites, means)
-        return Version(plan, checkpoint, values, distance(self.model, self.judge, values))
+        return Version(plan, checkpoint, values, tuple(distances(self.model, self.judge, values)))
 
     @property
     def means(self) -> Means:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.errors import TncError, WeightError
+from tnc.nn.training.choices import Wanted
 from tnc.nn.training.distributed import connect_processes
-from tnc.nn.training.heal_rate import find_rate
+from tnc.nn.training.heal_rate import Peeked
+from tnc.nn.training.normalization import BATCH_NORM
 from tnc.nn.training.objective import Task, cosine, length
 from tnc.nn.training.parameter_groups import parameter_groups
 from tnc.nn.training.progress import bar
@@ -48,12 +50,15 @@ class History:
         validation it is the last pass.
     rate : float
         The learning rate: the one that was given, or found with ``lr="auto"``.
+    batch_norm : str
+        ``"frozen"`` or ``"training"``: what was given, or found with ``batch_norm="auto"``.
     """
 
     epochs: tuple[Epoch, ...]
     before: Score | None
     best: int
     rate: float
+    batch_norm: str
 
     @property
     def validation(self) -> Score | None:
@@ -69,12 +74,13 @@ def heal(
     validation: Iterable[Any] | None = None,
     loss: Callable[[Any, Any], Tensor] | None = None,
     epochs: int = 10,
-    lr: float | Literal["auto"] = 1e-3,
+    lr: float | Literal["auto"] = "auto",
     core_lr: float | None = None,
     weight_decay: float = 1e-4,
     eps: float = _EPS,
-    temperature: float = 2.0,
-    alpha: float = 0.5,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    batch_norm: Literal["auto", "frozen", "training"] = "auto",
     schedule: Callable[[float], float] = cosine,
     patience: int | None = None,
     checkpoint: str | Path | None = None,
@@ -122,9 +128,10 @@ def heal(
         The largest number of passes over `loader`.
     lr : float or "auto"
         Learning rate. It means the same to factorized and to dense weights: see `parameter_groups`. With ``"auto"``
-        rates from 3e-5 to 3e-3 are tried on the first batches, with 12 steps each, and up to two more below or above
-        if the smallest or the largest is the best. The loss on the batch after them decides: the largest rate is taken
-        that is about as good as the best one. The history says which.
+        rates from 3e-5 to 3e-3 are tried on the first batches, with 12 to 48 steps each (a twentieth of the run), and
+        up to two more below or above if the smallest or the largest is the best. The loss on the batches after them
+        decides: the largest rate is taken that lowers it at least a quarter as far as the best one. The history says
+        which.
     core_lr : float, optional
         Relative learning rate of cores, in place of `lr`: see `parameter_groups`. 0.02 to 0.06 suits ADTN's gates that
         are trained from random ones.
@@ -136,6 +143,10 @@ def heal(
         Temperature of the distillation: see `distillation`.
     alpha : float
         Weight of the distillation, from 0 to 1.
+    batch_norm : {"auto", "frozen", "training"}
+        Whether batch normalization keeps its statistics during the training, or uses those of each batch. With
+        ``"auto"`` they are kept if the model does much better with them on the first batches, as well-fitted networks
+        do. The history says which.
     schedule : callable
         The factor of `lr` as a function of the share of the training that is done. `cosine` rises first and ends at 0.
     patience : int, optional
@@ -168,13 +179,12 @@ def heal(
     WeightError
         No parameter of the model requires a gradient.
     """
-    settings: dict[str, Any] = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay}
-    settings |= {"temperature": temperature, "alpha": alpha}
-    unusual = (("eps", eps, _EPS), ("core_lr", core_lr, None))  # usual values are left out, as in earlier files
-    settings |= {name: value for name, value, usual in unusual if value != usual}
+    settings = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "temperature": temperature, "alpha": alpha}
+    settings |= _unusual(eps=eps, core_lr=core_lr, batch_norm=batch_norm)
     _check_numbers(settings)
     _check_data(epochs, loader, validation)
-    _check_options(patience, validation, autocast)
+    _check_options(patience, validation, autocast, batch_norm)
+    loader = Peeked(loader) if isinstance(loader, Iterator) else loader
     found = _START if lr == "auto" else lr
     new_run = partial(_new_run, model, core_lr=core_lr, weight_decay=weight_decay, eps=eps)
     run = new_run(found)
@@ -184,16 +194,19 @@ def heal(
         validate = partial(task.score, model, validation) if validation is not None else _no_validation
         if checkpoint is not None:
             settings |= _comparable(seed, patience, validation is not None, task, schedule)
-        if checkpoint is not None and Path(checkpoint).exists():
-            fresh = run.base
-            run.load(checkpoint, settings)
-            found = float(f"{found * run.base / fresh:.6g}") if lr == "auto" else found
-        else:
-            if lr == "auto":
-                found = find_rate(task, model, loader, lambda x: new_run(x).optimizer, seed)
-                run = new_run(found)
-            run.judge(validate())
         with processes.parallel(model) as parallel:
+            if checkpoint is not None and Path(checkpoint).exists():
+                fresh = run.base
+                run.load(checkpoint, settings)
+                found = float(f"{found * run.base / fresh:.6g}") if lr == "auto" else found
+            else:
+                _reseed(loader, seed, 0)
+                wanted = Wanted(lr, batch_norm, epochs * length(loader), seed)
+                found, frozen = wanted.found(task, model, parallel, loader, lambda rate: new_run(rate).optimizer)
+                run = new_run(found)
+                run.frozen = frozen
+                run.judge(validate())
+            task = replace(task, frozen=run.frozen)
             while not run.over(epochs, patience):
                 done = len(run.epochs)
                 _reseed(loader, seed, done)
@@ -202,7 +215,7 @@ def heal(
                 if checkpoint is not None:
                     processes.first(partial(run.save, checkpoint, settings))
         run.finish()
-    return History(tuple(run.epochs), run.before, run.best, found)
+    return History(tuple(run.epochs), run.before, run.best, found, "frozen" if run.frozen else "training")
 
 
 def _no_validation() -> None:
@@ -212,6 +225,12 @@ def _no_validation() -> None:
 def _rate(schedule: Callable[[float], float], done: int, epochs: int, part: float) -> float:
     """The factor of the learning rates after `done` epochs and a part of the next one."""
     return schedule((done + part) / epochs)
+
+
+def _unusual(**settings: Any) -> dict[str, Any]:
+    """The settings without those of usual values, which files of earlier versions do not have."""
+    usual = {"eps": _EPS, "core_lr": None, "batch_norm": "auto"}
+    return {name: value for name, value in settings.items() if value != usual[name]}
 
 
 def _comparable(
@@ -281,7 +300,9 @@ def _check_data(epochs: int, loader: object, validation: object) -> None:
             )
 
 
-def _check_options(patience: int | None, validation: object, autocast: torch.dtype | None) -> None:
+def _check_options(patience: int | None, validation: object, autocast: torch.dtype | None, batch_norm: str) -> None:
+    if batch_norm not in BATCH_NORM:
+        raise TncError(f"batch_norm={batch_norm!r}: it must be one of {', '.join(BATCH_NORM)}")
     if patience is not None and (validation is None or patience < 1):
         raise TncError(
             f"patience={patience} counts epochs without a better validation: pass validation=, and at least 1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,27 +13,102 @@ from torch.optim import Optimizer
 from tnc.errors import TncError
 from tnc.nn.training.descent import Snapshot
 from tnc.nn.training.objective import Task
-from tnc.nn.training.trial import RATES, TRIAL_STEPS, best_rate, trial_factor
+from tnc.nn.training.trial import RATES, best_rate, trial_factor
 
-__all__ = ["HEALING_RATES", "find_rate"]
+__all__ = ["HEALING_RATES", "First", "Peeked", "find_rate"]
 
 HEALING_RATES = (*RATES, 3e-3)
 """The rates that are tried. With labels there is more to learn than without, so that larger ones may do."""
 
+_JUDGING = 4
+"""The number of batches that judge."""
+
+
+class Peeked:
+    """The batches of an iterator, which may be looked at before they are used.
+
+    Parameters
+    ----------
+    batches : iterator
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self._seen: list[Any] = []
+
+    def first(self, count: int) -> list[Any]:
+        """The first batches. They come again when this object is iterated."""
+        self._seen += islice(self._batches, max(0, count - len(self._seen)))
+        return self._seen[:count]
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._seen:
+            yield self._seen.pop(0)
+        yield from self._batches
+
+
+class _Part(list[Any]):
+    """Batches of a loader. What says that the loader divides them among the processes is said of these, too."""
+
+    def __init__(self, batches: Iterable[Any], loader: Any) -> None:
+        super().__init__(batches)
+        for name in ("sampler", "gradient_state"):
+            if hasattr(loader, name):
+                setattr(self, name, getattr(loader, name))
+
+
+class First(NamedTuple):
+    """The first batches of a loader.
+
+    Attributes
+    ----------
+    learned : list
+        Those that the steps of a trial learn from.
+    judging : list
+        Those after them, which judge. If there is one batch only, it does both.
+    """
+
+    learned: list[Any]
+    judging: list[Any]
+
+    @classmethod
+    def of(cls, loader: Iterable[Any], steps: int) -> First:
+        """Read the first batches, which are enough for trials of so many steps.
+
+        Raises
+        ------
+        TncError
+            The loader gives no batch.
+        """
+        count = steps + _JUDGING
+        found = loader.first(count) if isinstance(loader, Peeked) else list(islice(loader, count))
+        if not found:
+            raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
+        judging = min(_JUDGING, max(1, len(found) // 4))
+        learned = list(islice(cycle(found[:-judging] or found), steps))
+        return cls(_Part(learned, loader), _Part(found[-judging:], loader))
+
 
 def find_rate(
-    task: Task, model: nn.Module, loader: Iterable[Any], optimizer: Callable[[float], Optimizer], seed: int
+    task: Task,
+    model: nn.Module,
+    parallel: nn.Module,
+    first: First,
+    optimizer: Callable[[float], Optimizer],
+    seed: int,
 ) -> float:
-    """The learning rate after whose trial the objective is lowest on a batch that the trial did not use.
+    """The largest learning rate whose trial lowers the objective about as far as the best one.
 
-    Every trial takes the same steps on the first batches, from the present state of the model, and returns to it.
+    Every trial takes the same steps on the first batches, from the present state of the model, and returns to it. The
+    batches after them judge.
 
     Parameters
     ----------
     task : Task
     model : torch.nn.Module
-    loader : iterable of batches
-        It is iterated once more. If it has one batch only, that batch judges, too.
+    parallel : torch.nn.Module
+        The same model, as all processes train it together.
+    first : First
     optimizer : callable
         A new optimizer for a rate, with ``base`` in its groups.
     seed : int
@@ -42,29 +117,22 @@ def find_rate(
     Raises
     ------
     TncError
-        The loader is an iterator or gives no batch. Or every rate fails.
+        Every rate fails.
     """
-    if isinstance(loader, Iterator):
-        raise TncError(
-            "lr='auto' tries learning rates on the first batches, which an iterator gives only once: give a DataLoader "
-            "or a list, or a number for lr="
-        )
-    first = list(islice(loader, TRIAL_STEPS + 1))
-    if not first:
-        raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
-    learned, judging = first[:-1] or first, first[-1:]
-    batches = list(islice(cycle(learned), TRIAL_STEPS))
-    start = Snapshot(model)
+    start, steps = Snapshot(model), len(first.learned)
+
+    def factor(part: float) -> float:
+        return trial_factor(round(part * steps), steps)
 
     def attempt(rate: float) -> float:
         torch.manual_seed(seed)
         try:
-            task.train(model, optimizer(rate), batches, lambda part: trial_factor(round(part * TRIAL_STEPS)), _nothing)
-            return task.goal(model, judging)
+            task.train(parallel, optimizer(rate), first.learned, factor, _nothing)
+            return task.goal(model, first.judging)
         finally:
             start.restore()
 
-    rate, results = best_rate(HEALING_RATES, attempt)
+    rate, results = best_rate(HEALING_RATES, attempt, task.goal(model, first.judging))
     if rate is None:
         raise TncError(f"the loss is not finite after a few steps, with rates from {min(results):.2g}: repair the data")
     return rate

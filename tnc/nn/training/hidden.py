@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tnc.errors import DataError, MatchError, closest, listed
 from tnc.nn.data.batches import tensors
 from tnc.nn.data.calls import Calls
-from tnc.nn.data.outputs import outputs
+from tnc.nn.data.outputs import outputs, predicting
 
-__all__ = ["blocks", "checked_targets", "states"]
+__all__ = ["States", "blocks", "checked_targets", "states"]
+
+
+class States(NamedTuple):
+    """What a model returns for a batch, and what it has inside.
+
+    Attributes
+    ----------
+    outputs : list of Tensor
+    hidden : list of Tensor
+        The first floating tensor that each target returns.
+    predicting : int, optional
+        Which of the outputs are logits of classes.
+    """
+
+    outputs: list[Tensor]
+    hidden: list[Tensor]
+    predicting: int | None
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -66,7 +83,7 @@ def checked_targets(model: nn.Module, teacher: nn.Module, targets: Sequence[str]
     return tuple(targets)
 
 
-def states(model: nn.Module, calls: Calls, batch: Any, targets: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
+def states(model: nn.Module, calls: Calls, batch: Any, targets: tuple[str, ...]) -> States:
     """The outputs of a model for a batch, and the first floating tensor that each target returns.
 
     Parameters
@@ -95,7 +112,7 @@ def states(model: nn.Module, calls: Calls, batch: Any, targets: tuple[str, ...])
 
     hooks = [model.get_submodule(name).register_forward_hook(watch(name)) for name in targets]
     try:
-        found = outputs(calls.returned(model, batch))
+        returned = calls.returned(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -104,4 +121,5 @@ def states(model: nn.Module, calls: Calls, batch: Any, targets: tuple[str, ...])
             f"targets= names {listed(missing)}, which the model does not call, or which return no floating tensor: "
             "leave them out, or give () to compare the outputs only"
         )
-    return found, [seen[name] for name in targets]
+    found = outputs(returned)
+    return States(found, [seen[name] for name in targets], predicting(model, returned, found))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnc.nn.data.calls import Calls, samples_of
+from tnc.nn.data.divergence import Spread, divergence
 from tnc.nn.data.division import are_independent
 from tnc.nn.data.evaluation import evaluating
 from tnc.nn.data.outputs import mask_of, meaningful, rows
@@ -24,10 +25,21 @@ _MEASURED = 256
 
 
 class _Scale(NamedTuple):
-    """The variance of an answer of the teacher, and whether all its numbers are finite."""
+    """What distances from an answer of the teacher are relative to.
 
-    square: float
+    Attributes
+    ----------
+    size : float
+        Its variance, or for predictions their mean divergence from their mean.
+    finite : bool
+        Whether all its numbers are finite.
+    is_prediction : bool
+        Whether it has logits of classes.
+    """
+
+    size: float
     finite: bool
+    is_prediction: bool
 
 
 class Lessons:
@@ -56,6 +68,7 @@ class Lessons:
             self.whole = None
         self.size = min(size, calls.samples)
         self.restart()
+        self._predicting: int | None = None
         self._cache: dict[int, list[Tensor]] = {}
         self._whole_answers: list[Tensor] | None = None
         self._scales = self._prepared()
@@ -68,11 +81,11 @@ class Lessons:
     def loss(self, student: nn.Module) -> Tensor:
         """The loss of the student on the next batch: a scalar, with gradients.
 
-        It is the mean squared distance of the outputs from the teacher's, relative to their variance, and as much
-        again for the hidden states: the mean over the targets.
+        It is the mean squared distance of the outputs from the teacher's, relative to their variance, or the divergence
+        of predictions (see `Judge.distance`). As much again is added for the hidden states: the mean over the targets.
         """
         batch, reference = self._next()
-        found, hidden = states(student, self.calls, batch, self.targets)
+        found, hidden, _ = states(student, self.calls, batch, self.targets)
         mask = mask_of(batch)
         pairs = zip(found + hidden, reference, self._scales, strict=True)
         gaps = [_gap(x, y, mask, scale) for x, y, scale in pairs]
@@ -99,7 +112,7 @@ class Lessons:
 
     def _ask(self, batch: Any) -> list[Tensor]:
         with torch.no_grad(), evaluating(self.teacher):
-            found, hidden = states(self.teacher, self.calls, batch, self.targets)
+            found, hidden, self._predicting = states(self.teacher, self.calls, batch, self.targets)
         return found + hidden
 
     def _prepared(self) -> list[_Scale]:
@@ -111,9 +124,12 @@ class Lessons:
         kept: list[list[Tensor]] = []
         sums: list[Tensor] = []
         numbers = samples = 0
+        spread = Spread()
         for batch in pool:
             answers = self._ask(batch)
             mask = mask_of(batch)
+            if self._predicting is not None:
+                spread.add(rows(answers[self._predicting].float(), mask, of_classes=True))
             sums.append(torch.tensor([_moments(rows(x, mask)) for x in answers], dtype=torch.float64))
             samples += self.calls.size(batch)
             numbers += sum(x.numel() for x in answers)
@@ -127,7 +143,10 @@ class Lessons:
         scales = torch.where(variance > 1e-10 * mean_square, variance, mean_square)
         scales = torch.where(scales > 0, scales, 1.0)
         finite = torch.stack(sums)[:, :, 2].amin(0) == 1
-        return [_Scale(*pair) for pair in zip(scales.tolist(), finite.tolist(), strict=True)]
+        found = [_Scale(*pair, False) for pair in zip(scales.tolist(), finite.tolist(), strict=True)]
+        if self._predicting is not None:
+            found[self._predicting] = _Scale(spread.mean, finite=True, is_prediction=True)
+        return found
 
     def _keep(self, answers: list[list[Tensor]]) -> None:
         if self.whole is None:
@@ -143,13 +162,15 @@ def usual_size(calls: Calls) -> int:
 
 
 def _gap(x: Tensor, y: Tensor, mask: Tensor | None, scale: _Scale) -> Tensor:
-    """The mean squared difference relative to the variance, over the numbers that the teacher gives."""
-    if mask is not None:
-        x, y = rows(x, mask), rows(y, mask)
+    """The mean squared difference relative to the variance, over the numbers that the teacher gives; or divergence."""
+    if mask is not None or scale.is_prediction:
+        x, y = (rows(z, mask, of_classes=scale.is_prediction) for z in (x, y))
     wide = y.to(torch.promote_types(y.dtype, torch.float32))
+    if scale.is_prediction:
+        return divergence(x.to(wide.dtype), wide).mean() / scale.size
     if scale.finite:  # the usual case, in one pass over large hidden states
-        return functional.mse_loss(x.to(wide.dtype), wide) / scale.square
-    return torch.where(meaningful(wide), x.to(wide.dtype) - wide, 0).square().mean() / scale.square
+        return functional.mse_loss(x.to(wide.dtype), wide) / scale.size
+    return torch.where(meaningful(wide), x.to(wide.dtype) - wide, 0).square().mean() / scale.size
 
 
 def _moments(x: Tensor) -> tuple[float, float, float]:

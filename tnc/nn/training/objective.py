@@ -16,6 +16,7 @@ from tnc.errors import TncError
 from tnc.nn.data.answers import Answer, ask
 from tnc.nn.data.batches import IGNORED, Batch, tensors
 from tnc.nn.training.distributed import Processes
+from tnc.nn.training.normalization import freeze
 from tnc.nn.training.resume import Score
 
 __all__ = ["Task", "cosine", "distillation", "length"]
@@ -75,14 +76,17 @@ class Task:
         Weight of the distillation.
     autocast : torch.dtype, optional
         The dtype of mixed precision.
+    frozen : bool
+        Whether batch normalization keeps its statistics in training.
     """
 
     processes: Processes
     loss: Callable[[Any, Any], Tensor] | None = None
     teacher: nn.Module | None = None
-    temperature: float = 2.0
-    alpha: float = 0.5
+    temperature: float = 4.0
+    alpha: float = 0.9
     autocast: torch.dtype | None = None
+    frozen: bool = False
 
     def train(
         self,
@@ -114,6 +118,8 @@ class Task:
         sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right labels, samples
         steps = length(loader)
         model.train()
+        if self.frozen:
+            freeze(model)
         for k, batch in enumerate(self.processes.batches(loader, device)):
             factor = rate(k / steps)
             for group in optimizer.param_groups:

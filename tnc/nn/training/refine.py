@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from tnc.nn.training.hidden import checked_targets
 from tnc.nn.training.lessons import Lessons, usual_size
 from tnc.nn.training.objective import cosine
 from tnc.nn.training.progress import bar
-from tnc.nn.training.trial import RATES, TRIAL_STEPS, best_rate, trial_factor
+from tnc.nn.training.trial import RATES, best_rate, trial_factor, trial_steps
 
 __all__ = ["Refinement", "refine"]
 
@@ -90,7 +91,8 @@ def refine(
 ) -> Refinement:
     """Bring the outputs of a compressed model nearer to those of the dense one, in place, without labels.
 
-    The loss is the mean squared distance of outputs relative to their variance, and the same of hidden states. Steps
+    The loss is the mean squared distance of outputs relative to their variance, and the same of hidden states. Logits
+    that the model names so are compared by the divergence of their probabilities (see `Judge.distance`). Steps
     are Adam's, with learning rates that do not depend on the gauge of the cores, a warm-up, and a cosine to 0.
     Everything is in evaluation mode: statistics of batch normalization are kept, and dropout is off. Some samples are
     held out. The distance of outputs on them chooses the learning rate in short trials, is watched during the run, and
@@ -109,8 +111,8 @@ def refine(
     steps : int
     lr : float or sequence of float, optional
         Learning rate, as in `parameter_groups`; or the rates to try. By default 3e-5, 1e-4, 3e-4 and 1e-3 are tried,
-        with 12 steps each, and up to two more below or above if the smallest or the largest is the best. The largest
-        rate is taken that is about as good as the best one.
+        with 12 to 48 steps each (a twentieth of the run), and up to two more below or above if the smallest or the
+        largest is the best. The largest rate is taken that gains at least a quarter of what the best one does.
     batch_size : int, optional
         Samples of a step. By default as many as in the loader's first batch, within 16 and 64 (32 for tokens). Where
         samples have different shapes or depend on each other, or with `forward`, the loader's batches are used.
@@ -153,7 +155,7 @@ def refine(
     calls, judging = divided(given, held_out, teacher)
     if not calls.samples:
         raise TncError(f"held_out={held_out} leaves no sample to learn from: lower it, or give more data")
-    shown = bar("refining", steps + (len(rates) > 1) * len(rates) * TRIAL_STEPS, progress)
+    shown = bar("refining", steps + (len(rates) > 1) * len(rates) * trial_steps(steps), progress)
     with shown as advance, _refining(model, teacher) as start:
         judge = Judge(teacher, judging)
         lessons = Lessons(teacher, calls, chosen, batch_size or usual_size(given), seed)
@@ -161,7 +163,7 @@ def refine(
         trials: dict[float, float] = {}
         rate: float | None = rates[0]
         if len(rates) > 1:
-            rate, trials = best_rate(rates, run.attempt)
+            rate, trials = best_rate(rates, partial(run.attempt, trial_steps(steps)), run.before)
         if rate is not None:
             run.train(rate, steps)
     seconds = time.perf_counter() - started
@@ -234,11 +236,10 @@ class _Run:
         self.best = 0
         self.watched: list[tuple[int, float]] = []
 
-    def attempt(self, rate: float) -> float:
+    def attempt(self, steps: int, rate: float) -> float:
         """The distance after a short trial of a rate, from the start and back to it."""
         descent = self._begin(rate)
-        steps = range(TRIAL_STEPS)
-        finite = all(self._step(descent, trial_factor(step)) for step in steps)
+        finite = all(self._step(descent, trial_factor(step, steps)) for step in range(steps))
         distance = self.judge.distance(self.model) if finite else math.inf
         self.start.restore()
         return distance

@@ -76,6 +76,8 @@ class Run:
         The number of passes after which the validation was best. Without validation, all passes that are done.
     best_state : dict, optional
         The state dict of the model at that time.
+    frozen : bool
+        Whether batch normalization keeps its statistics.
     """
 
     model: nn.Module
@@ -84,6 +86,7 @@ class Run:
     before: Score | None = None
     best: int = 0
     best_state: dict[str, Any] | None = None
+    frozen: bool = False
 
     @property
     def base(self) -> float:
@@ -120,6 +123,7 @@ class Run:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "before": self.before,
             "best": self.best,
+            "frozen": self.frozen,
         }
         arrays, narrow = _arrays(self._tensors(optimizer_state["state"]))
         storage.write(path, arrays, {_RUN: json.dumps(header), "format": "pt"}, narrow)
@@ -160,6 +164,7 @@ class Run:
         moments = {k: {key: values[f"{_OPTIMIZER}{k}.{key}"] for key in _MOMENTS} for k in numbers}
         self._become(_section(values, _MODEL), moments, header.groups)
         self.epochs, self.before, self.best = header.epochs, header.before, header.best
+        self.frozen = header.frozen
         self.best_state = _section(values, _BEST) or None
 
     def _differences(
@@ -216,13 +221,16 @@ class _Header(NamedTuple):
     epochs: list[Epoch]
     before: Score | None
     best: int
+    frozen: bool
 
 
 def _header(contents: storage.Contents, optimizer: torch.optim.Optimizer) -> _Header:
     """The header of a file; every value is checked, by itself and against the groups of the optimizer."""
     if contents.digests is None:
         raise CheckpointError("it has no digests, so that damage cannot be detected")
-    header = claims.members(claims.parse(contents.metadata[_RUN], "the header"), "the header", _Header._fields)
+    told = claims.parse(contents.metadata[_RUN], "the header")
+    *required, late = _Header._fields  # earlier files do not have the last one
+    header = claims.members(told, "the header", required, [late])
     settings = claims.members(header["settings"], "the settings")
     groups = [_rates(group, f"group {k}") for k, group in enumerate(claims.items(header["groups"], "the groups"))]
     if len(groups) != (here := len(optimizer.param_groups)):
@@ -234,7 +242,9 @@ def _header(contents: storage.Contents, optimizer: torch.optim.Optimizer) -> _He
         raise CheckpointError(f"the best epoch is {best}, of {len(epochs)}")
     if any((epoch.validation is None) != (before is None) for epoch in epochs):
         raise CheckpointError("some epochs have a validation and some have none")
-    return _Header(settings, groups, epochs, before, best)
+    if not isinstance(frozen := header.get(late, False), bool):
+        claims.fail(late, frozen, "true or false")
+    return _Header(settings, groups, epochs, before, best, frozen)
 
 
 def _rates(data: Any, where: str) -> Rates:

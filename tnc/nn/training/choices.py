@@ -1,0 +1,76 @@
+"""What `heal` finds out on the first batches, where the user leaves it to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer
+
+from tnc.nn.training.heal_rate import First, find_rate
+from tnc.nn.training.normalization import are_better, has_statistics
+from tnc.nn.training.objective import Task
+from tnc.nn.training.trial import trial_steps
+
+__all__ = ["Wanted"]
+
+
+class Wanted(NamedTuple):
+    """Settings that may be ``"auto"``, and what it takes to find them.
+
+    Attributes
+    ----------
+    lr : float or "auto"
+    batch_norm : {"auto", "frozen", "training"}
+    steps : float
+        Of the whole run; infinite if unknown.
+    seed : int
+        Of dropout.
+    """
+
+    lr: float | Literal["auto"]
+    batch_norm: str
+    steps: float
+    seed: int
+
+    def found(
+        self,
+        task: Task,
+        model: nn.Module,
+        parallel: nn.Module,
+        loader: Iterable[Any],
+        optimizer: Callable[[float], Optimizer],
+    ) -> tuple[float, bool]:
+        """The learning rate, and whether batch normalization keeps its statistics.
+
+        The first batches are read only if they are needed.
+
+        Parameters
+        ----------
+        task : Task
+        model : torch.nn.Module
+        parallel : torch.nn.Module
+            The same model, as all processes train it together.
+        loader : iterable of batches
+        optimizer : callable
+            A new optimizer for a rate, with ``base`` in its groups.
+
+        Raises
+        ------
+        TncError
+            The loader gives no batch, or every rate fails.
+        """
+        is_asked = self.batch_norm == "auto" and has_statistics(model)
+        frozen = self.batch_norm == "frozen"
+        if self.lr != "auto" and not is_asked:
+            return self.lr, frozen
+        first = First.of(loader, trial_steps(self.steps) if self.lr == "auto" else 0)
+        if is_asked:
+            frozen = are_better(model, partial(task.goal, model, first.judging))
+        if self.lr != "auto":
+            return self.lr, frozen
+        rate = find_rate(replace(task, frozen=frozen), model, parallel, first, optimizer, self.seed)
+        return rate, frozen
