@@ -80,6 +80,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "nn/training/test_heal.py nn/training/test_normalization.py",
     ),
     "tnc/nn/training/descent.py": ("steps of refinement", "nn/training/test_refine.py"),
+    "tnc/nn/training/first.py": ("read before healing", "nn/training/test_normalization.py"),
     "tnc/nn/training/heal_rate.py": ("part of healing", "nn/training/test_heal.py"),
     "tnc/nn/training/hidden.py": ("part of refinement", "nn/training/test_refine.py"),
     "tnc/nn/training/lessons.py": ("part of refinement", "nn/training/test_refine.py"),

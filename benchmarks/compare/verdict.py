@@ -17,7 +17,7 @@ MEANT = {
     "compress[mpo]": 3.5,  # trees of up to 16,384 entries are fitted from up to 17 starts
     "compress[tucker]": 3.0,
     "evaluation[Linear-1]": 2.0,  # a kept weight is used only after a check that no core was written to
-    "evaluation[Embedding-64]": 3.2,  # the same of kept rows
+    "evaluation[Embedding-64]": 3.2,  # rows that are kept are used only after that check, too
 }
 """Slowdowns that were meant, against a base from before them: the largest ratio of each cell, and the reason.
 

@@ -102,6 +102,40 @@ def test_an_iterator_is_looked_at_without_losing_a_batch(dense):
         assert same(state(of_list), state(of_iterator))
 
 
+def test_an_iterator_with_a_length_keeps_it(dense):
+    """The schedule is asked in every step, as for a list, and not only between passes."""
+
+    class Counting:
+        def __init__(self, batches):
+            self.left, self.count = iter(batches), len(batches)
+
+        def __len__(self):
+            return self.count
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.left)
+
+    data = list(loader(640, shuffle=False))
+    of_list, of_iterator = copy.deepcopy(dense), copy.deepcopy(dense)
+    tnc.nn.heal(of_list, data, epochs=1, **QUIET)
+    tnc.nn.heal(of_iterator, Counting(data), epochs=1, **QUIET)
+    assert same(state(of_list), state(of_iterator))
+
+
+def test_a_rate_that_is_found_does_not_change_the_choice(dense):
+    """Four mixed batches, then batches of one class each: whether these are read depends on the rate."""
+    mixed = list(loader(256, 4, shuffle=False))
+    x, y = next(iter(loader(2000, 5, batch=2000, shuffle=False)))
+    data = mixed + [(x[y == k], y[y == k]) for k in range(10)] * 3
+    found, given = copy.deepcopy(dense), copy.deepcopy(dense)
+    history = tnc.nn.heal(found, data, epochs=1, **QUIET)
+    assert history.batch_norm == tnc.nn.heal(given, data, epochs=1, lr=history.rate, **QUIET).batch_norm == "training"
+    assert same(state(found), state(given))
+
+
 def test_a_run_goes_on_with_the_choice_of_its_file(dense, tmp_path):
     """Whatever the model that it goes on with would choose. Files from before there was a choice have none."""
     path, options = tmp_path / "run.safetensors", {"epochs": 2, "lr": 1e-3, **QUIET}

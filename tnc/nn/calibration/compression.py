@@ -21,7 +21,6 @@ __all__ = ["Calibrated", "calibrated"]
 _FAR = 1.5
 """Versions whose quick fits end farther from the dense model than the best ones by this factor are not continued."""
 
-
 _CLOSE = 1.1
 """Versions up to this factor farther than the best one are fitted again in order, too: some gain more by it."""
 
@@ -117,13 +116,14 @@ def _polished(work: Work, version: Version) -> Version:
 
 
 def _nearer(first: Version, second: Version) -> Version:
+    """The version whose outputs are nearer to those of the dense model."""
     return min(first, second, key=lambda version: version.distance)
 
 
 def _preferred(versions: Sequence[Version]) -> Version:
-    """The nearest version, or one that may be as near and whose plan rests on more samples.
+    """The nearest version; but one of gradients wherever the others are not surely nearer.
 
-    Gradients are of all samples. Measured distances are of few, so that a budget that they divide suits these few.
+    Gradients are of all samples. Distances are measured on few samples, and a budget that they divide suits these few.
     """
     best, *others = sorted(versions, key=lambda version: (version.plan.objective != "fisher", version.plan.measured))
     for version in others:

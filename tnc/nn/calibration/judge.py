@@ -86,11 +86,10 @@ class Judge:
         DataError
             The outputs are of other shapes than the recorded ones.
         """
-        distance = math.fsum(self.parts(model))
-        return distance if math.isfinite(distance) else math.inf
+        return math.fsum(self.parts(model))
 
     def parts(self, model: nn.Module) -> list[float]:
-        """What each batch adds to the `distance`: how sure a difference between two models is, shows in these.
+        """What each batch adds to the `distance`. Their spread shows how sure a difference between two models is.
 
         Raises
         ------

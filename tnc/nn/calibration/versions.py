@@ -144,8 +144,8 @@ class Work:
     options : Options
     seconds : dict of str to float
         The time that each part took.
-    curves : dict
-        By objective and weight: errors over sizes that were computed.
+    curves : defaultdict
+        By objective and weight: errors over sizes. Plans of one objective share them, as they have the same metric.
     """
 
     model: nn.Module
@@ -158,7 +158,7 @@ class Work:
     jobs: dict[str, Job]
     options: Options
     seconds: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, defaultdict[str, Curves]] = field(default_factory=dict)
+    curves: defaultdict[tuple[str, str], Curves] = field(default_factory=lambda: defaultdict(dict))
 
     @classmethod
     def of(
@@ -237,12 +237,8 @@ class Work:
             assert self.seen is not None  # there is something to measure with
             measured = importances(self.model, self.seen, shared, self.observed.sites, self.means, weighings)
             weighings |= {name: weighings[name]._replace(importance=n) for name, n in measured.items()}
-        known = self._curves(plan.objective)
-        return {name: each._replace(curves=known[name]) for name, each in evened(weighings, self.jobs).items()}
-
-    def _curves(self, objective: str) -> defaultdict[str, Curves]:
-        """The curves of all weights in the metric of an objective, which several plans use."""
-        return self.curves.setdefault(objective, defaultdict(dict))
+        every = evened(weighings, self.jobs)
+        return {name: each._replace(curves=self.curves[plan.objective, name]) for name, each in every.items()}
 
     def foreseen(self) -> tuple[str, dict[str, Weighing]]:
         """The last objective of which enough is known, and how errors count by it.

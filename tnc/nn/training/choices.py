@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 from torch.optim import Optimizer
 
-from tnc.nn.training.heal_rate import First, find_rate
+from tnc.nn.training.first import First
+from tnc.nn.training.heal_rate import find_rate
 from tnc.nn.training.normalization import are_better, has_statistics
 from tnc.nn.training.objective import Task
 from tnc.nn.training.trial import trial_steps
@@ -69,7 +70,7 @@ class Wanted(NamedTuple):
             return self.lr, frozen
         first = First.of(loader, trial_steps(self.steps) if self.lr == "auto" else 0)
         if is_asked:
-            frozen = are_better(model, partial(task.goal, model, first.judging))
+            frozen = are_better(model, partial(task.goal, model, first.beginning))
         if self.lr != "auto":
             return self.lr, frozen
         rate = find_rate(replace(task, frozen=frozen), model, parallel, first, optimizer, self.seed)

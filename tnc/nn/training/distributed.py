@@ -22,13 +22,35 @@ from tnc.nn.data.batches import Batch, read
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Processes", "connect_processes"]
+__all__ = ["Part", "Processes", "connect_processes"]
 
 _api: Any = distributed
 """``torch.distributed``, for the names that it has without declaring them to type checkers."""
 
 _ATTEMPTS = 20
 """How often to connect again if another run was still closing its store on the same port."""
+
+
+class Part(list[Any]):
+    """Some batches of a loader. They are divided among the processes, unless the loader has divided them already.
+
+    Parameters
+    ----------
+    batches : iterable
+    loader : iterable
+    """
+
+    def __init__(self, batches: Iterable[Any], loader: Iterable[Any]) -> None:
+        super().__init__(batches)
+        self.is_divided = _is_divided(loader)
+
+
+def _is_divided(loader: Iterable[Any]) -> bool:
+    """Whether the batches of a loader are the part of this process already."""
+    if isinstance(loader, Part):
+        return loader.is_divided
+    has_sampler = isinstance(getattr(loader, "sampler", None), DistributedSampler)
+    return has_sampler or hasattr(loader, "gradient_state")  # an attribute of accelerate's loaders
 
 
 @dataclass(frozen=True)
@@ -64,8 +86,7 @@ class Processes:
         Process k of n takes every n-th sample, from sample k on. A loader that divides the samples itself is used as
         it is: one with a `DistributedSampler`, or one prepared by accelerate.
         """
-        has_sampler = isinstance(getattr(loader, "sampler", None), DistributedSampler)
-        divided = has_sampler or hasattr(loader, "gradient_state")  # an attribute of accelerate's loaders
+        divided = _is_divided(loader)
         for given in loader:
             batch = read(given)
             if self.count > 1 and not divided:

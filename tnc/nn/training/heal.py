@@ -19,7 +19,7 @@ from torch.nn import functional
 from tnc.errors import TncError, WeightError
 from tnc.nn.training.choices import Wanted
 from tnc.nn.training.distributed import connect_processes
-from tnc.nn.training.heal_rate import Peeked
+from tnc.nn.training.first import peekable
 from tnc.nn.training.normalization import BATCH_NORM
 from tnc.nn.training.objective import Task, cosine, length
 from tnc.nn.training.parameter_groups import parameter_groups
@@ -184,7 +184,7 @@ def heal(
     _check_numbers(settings)
     _check_data(epochs, loader, validation)
     _check_options(patience, validation, autocast, batch_norm)
-    loader = Peeked(loader) if isinstance(loader, Iterator) else loader
+    loader = peekable(loader)
     found = _START if lr == "auto" else lr
     new_run = partial(_new_run, model, core_lr=core_lr, weight_decay=weight_decay, eps=eps)
     run = new_run(found)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import cycle, islice
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,81 +10,14 @@ from torch.optim import Optimizer
 
 from tnc.errors import TncError
 from tnc.nn.training.descent import Snapshot
+from tnc.nn.training.first import First
 from tnc.nn.training.objective import Task
 from tnc.nn.training.trial import RATES, best_rate, trial_factor
 
-__all__ = ["HEALING_RATES", "First", "Peeked", "find_rate"]
+__all__ = ["HEALING_RATES", "find_rate"]
 
 HEALING_RATES = (*RATES, 3e-3)
 """The rates that are tried. With labels there is more to learn than without, so that larger ones may do."""
-
-_JUDGING = 4
-"""The number of batches that judge."""
-
-
-class Peeked:
-    """The batches of an iterator, which may be looked at before they are used.
-
-    Parameters
-    ----------
-    batches : iterator
-    """
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches = batches
-        self._seen: list[Any] = []
-
-    def first(self, count: int) -> list[Any]:
-        """The first batches. They come again when this object is iterated."""
-        self._seen += islice(self._batches, max(0, count - len(self._seen)))
-        return self._seen[:count]
-
-    def __iter__(self) -> Iterator[Any]:
-        while self._seen:
-            yield self._seen.pop(0)
-        yield from self._batches
-
-
-class _Part(list[Any]):
-    """Batches of a loader. What says that the loader divides them among the processes is said of these, too."""
-
-    def __init__(self, batches: Iterable[Any], loader: Any) -> None:
-        super().__init__(batches)
-        for name in ("sampler", "gradient_state"):
-            if hasattr(loader, name):
-                setattr(self, name, getattr(loader, name))
-
-
-class First(NamedTuple):
-    """The first batches of a loader.
-
-    Attributes
-    ----------
-    learned : list
-        Those that the steps of a trial learn from.
-    judging : list
-        Those after them, which judge. If there is one batch only, it does both.
-    """
-
-    learned: list[Any]
-    judging: list[Any]
-
-    @classmethod
-    def of(cls, loader: Iterable[Any], steps: int) -> First:
-        """Read the first batches, which are enough for trials of so many steps.
-
-        Raises
-        ------
-        TncError
-            The loader gives no batch.
-        """
-        count = steps + _JUDGING
-        found = loader.first(count) if isinstance(loader, Peeked) else list(islice(loader, count))
-        if not found:
-            raise TncError("the loader gave no batch: pass a DataLoader or a list, which can be iterated once an epoch")
-        judging = min(_JUDGING, max(1, len(found) // 4))
-        learned = list(islice(cycle(found[:-judging] or found), steps))
-        return cls(_Part(learned, loader), _Part(found[-judging:], loader))
 
 
 def find_rate(
@@ -97,10 +28,10 @@ def find_rate(
     optimizer: Callable[[float], Optimizer],
     seed: int,
 ) -> float:
-    """The largest learning rate whose trial lowers the objective about as far as the best one.
+    """The largest learning rate whose trial lowers the objective by a good part of what the best one does.
 
     Every trial takes the same steps on the first batches, from the present state of the model, and returns to it. The
-    batches after them judge.
+    batches after them judge. `best_rate` says how large the part is.
 
     Parameters
     ----------

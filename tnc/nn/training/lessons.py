@@ -63,12 +63,12 @@ class Lessons:
 
     def __init__(self, teacher: nn.Module, calls: Calls, targets: tuple[str, ...], size: int, seed: int) -> None:
         self.teacher, self.calls, self.targets, self.seed = teacher, calls, targets, seed
+        self._predicting: int | None = None  # which of the teacher's answers are logits; set whenever it is asked
         self.whole = calls.stacked()
         if self.whole is not None and not are_independent(self._ask, calls, samples_of(self.whole, slice(0, 8))):
             self.whole = None
         self.size = min(size, calls.samples)
         self.restart()
-        self._predicting: int | None = None
         self._cache: dict[int, list[Tensor]] = {}
         self._whole_answers: list[Tensor] | None = None
         self._scales = self._prepared()
