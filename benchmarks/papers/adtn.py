@@ -142,19 +142,19 @@ def head(inputs: int = 512, classes: int = 10) -> nn.Module:
     return networks.head(classes, inputs)
 
 
-def cached(deadline: float) -> Data:
+def cached() -> Data:
     """Features in place of images."""
-    return features.vgg16_bn(deadline=deadline)
+    return features.vgg16_bn()
 
 
-def on_features(load_data: Callable[[float], Data] = cached) -> Study:
+def on_features(load_data: Callable[[], Data] = cached) -> Study:
     """The walls with 424 parameters, on cached features of a trained network."""
     rows = methods(head, VGG16, (1,), PUBLISHED)
     names = ["fc1.weight", "fc2.weight"]
     free = {name: Format("svd", 4) for name in names}
     rows.append(Method("svd, rank 4", "control", head, free, note="the rank of a wall with M = 1, with free factors"))
     rows.append(Method("no hidden layer", "control", partial(nn.Linear, 512, 10)))
-    return Study("vgg16-head", "cifar10-features", (names, head), rows, HEAD, load_data, note=FEATURES, least=0.5)
+    return Study("vgg16-head", "cifar10-features", (names, head), rows, HEAD, load_data, note=FEATURES)
 
 
 def with_tail() -> nn.Module:
@@ -162,16 +162,16 @@ def with_tail() -> nn.Module:
     return features.tail(head())
 
 
-def cached_maps(deadline: float) -> Data:
+def cached_maps() -> Data:
     """Maps before the last block in place of images."""
-    return features.tail_maps(deadline=deadline)
+    return features.tail_maps()
 
 
-def on_maps(load_data: Callable[[float], Data] = cached_maps) -> Study:
+def on_maps(load_data: Callable[[], Data] = cached_maps) -> Study:
     """The walls with 424 parameters, and the last block of convolutions trained with them."""
     rows = methods(with_tail, VGG16, (1,), PUBLISHED)
     names = ["head.fc1.weight", "head.fc2.weight"]
-    return Study("vgg16-tail", "cifar10-maps", (names, with_tail), rows, HEAD, load_data, note=MAPS, least=0.5)
+    return Study("vgg16-tail", "cifar10-maps", (names, with_tail), rows, HEAD, load_data, note=MAPS)
 
 
 def studies() -> list[Study]:
@@ -185,8 +185,8 @@ def studies() -> list[Study]:
         study("fc2", "mnist", [(256, 784), (10, 256)], (1, 2, 4), FEW),
         study("lenet5", "mnist", [(120, 400), (84, 120), (10, 84)], (1, 2, 4), FEW),
         replace(study("fc2", "mnist", [(256, 784)], (4,), FEW), net="fc2-first", note=FIRST),
-        study("alexnet", "cifar10", large, (1,), CIFAR, seeds=1),
-        study("zfnet", "cifar10", large, (1,), CIFAR, seeds=1),
-        study("vgg16-adtn", "cifar100", VGG16, (1,), CIFAR, classes=100, seeds=1),
+        study("alexnet", "cifar10", large, (1,), CIFAR),
+        study("zfnet", "cifar10", large, (1,), CIFAR),
+        study("vgg16-adtn", "cifar100", VGG16, (1,), CIFAR, classes=100),
         on_maps(),
     ]

@@ -77,14 +77,14 @@ def started(fresh: Sequence[str], net: str) -> nn.Module:
     return model if next(model.parameters()).is_meta else trained.start_convolutions(model, fresh)
 
 
-def load(name: str, deadline: float) -> Data:
+def load(name: str) -> Data:
     """A data set by name, split and standardized by its training images."""
     from benchmarks.papers import data
 
     return split(data.load(name))
 
 
-def unscaled(deadline: float) -> Data:
+def unscaled() -> Data:
     """CIFAR-10 with pixels from 0 to 1, as the convolutions of `started` were trained on."""
     from benchmarks.papers import data, trained
 
@@ -190,7 +190,6 @@ def studies() -> list[Study]:
                 make=partial(started, fresh),
                 load=unscaled,
                 note=STARTED,
-                seeds=1,
             )
             for net, ours, dense, fresh in (
                 ("vgg16", "≈ 93.76 ± 0.16", "≈ 93.13 ± 0.39", ("5_1", "5_2")),
@@ -204,7 +203,6 @@ def studies() -> list[Study]:
             CIFAR,
             replaced=[((256, 256, 3, 3), 2), ((10, 256), None)],
             mapped="wrn-20-4-map",
-            seeds=1,
         ),
         study(
             "densenet",
@@ -212,6 +210,5 @@ def studies() -> list[Study]:
             [("D=4", DENSENET, {"parameters": 576})],
             CIFAR,
             replaced=[((10, 448), None)],
-            seeds=1,
         ),
     ]

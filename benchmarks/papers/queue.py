@@ -151,7 +151,7 @@ class Queue:
             raise DataError(self.missing[name])
         if self.data is None or self.data[0] is not study:
             self.data = None  # so that two data sets are never in memory
-            data = study.load(math.inf)
+            data = study.load()
             if device().type != "cpu":
                 train, validation, test = (Split(part.x.to(device()), part.y.to(device())) for part in data[:3])
                 data = Data(train, validation, test, data.mean, data.std)
@@ -255,7 +255,7 @@ def _plain(schedule: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the queue from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.papers queue", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.papers", description=__doc__)
     for name, what in (("net", "networks"), ("paper", "papers"), ("row", "rows by their method")):
         text = f"{what} to run: a pattern as 'vgg*' (repeat); all by default"
         parser.add_argument(f"--{name}", action="append", default=[], metavar="GLOB", help=text)

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from benchmarks.papers.segments import EVERY, Paused, Segments, go_on
+from benchmarks.papers.segments import EVERY, Paused, Segments, go_on, pace
 from benchmarks.papers.state import State
 from benchmarks.papers.study import Method, Row, Study
-from benchmarks.papers.train import Data, Recipe, accuracy, device, pace
+from benchmarks.papers.train import Data, Recipe, accuracy, device
 from tnc import files
 from tnc.errors import CheckpointError, TncError
 
@@ -108,7 +108,7 @@ class Job:
         """Whether the run starts from the trained dense network, or is taught by it."""
         if self.method.kind == "dense":
             return False
-        return self.method.start in ("fit", "aligned") or self.study.recipe.taught
+        return self.method.start in ("fit", "calibrated", "aligned") or self.study.recipe.taught
 
     def dense(self, seed: int) -> Job:
         """The run that trains the dense network with a seed."""
@@ -227,13 +227,13 @@ class Job:
         if time.perf_counter() > terms.deadline:
             raise Paused
         torch.manual_seed(self.seed)
-        model = self.method.made(dense).to(device())
+        model = self.method.made(dense, data).to(device())
         if not self.method.trained:
             return model, 0.0
         _check_start(state, model, f"{part}start")
         _lay_out(model)
         recipe = terms.recipe(self.study)
-        state.put(**self._pace(state.values, model, data, recipe, dense))
+        state.put(**self._pace(state.values, model, data, terms, dense))
         length = max(1, min(steps, round(terms.every / state.values["seconds_per_step"])))
         if not (file := state.beside(f"{part}safetensors")).is_file():
             state.put(**{f"{part}length": length})
@@ -250,13 +250,13 @@ class Job:
         return model, go_on(model, batches, rate, file, dense, terms.autocast, self.method.core_rate)
 
     def _pace(
-        self, known: Mapping[str, Any], model: nn.Module, data: Data, recipe: Recipe, dense: nn.Module | None
+        self, known: Mapping[str, Any], model: nn.Module, data: Data, terms: Terms, dense: nn.Module | None
     ) -> dict[str, float]:
         """Seconds per step, measured once; the random numbers of the run do not notice."""
         if "seconds_per_step" in known:
             return {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            return {"seconds_per_step": pace(model, data, recipe, dense)}
+            return {"seconds_per_step": pace(model, data, terms.recipe(self.study), dense, terms.autocast)}
 
 
 def _plain(name: str) -> str:

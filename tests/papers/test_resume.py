@@ -111,8 +111,8 @@ def test_a_run_that_began_from_other_weights_does_not_go_on(tmp_path, monkeypatc
         job().run(data(), terms)
     made = Method.made
 
-    def larger(self, dense):
-        model = made(self, dense)
+    def larger(self, dense, data):
+        model = made(self, dense, data)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1.1)
