@@ -119,16 +119,12 @@ def test_stp_heals_what_it_compressed_under_the_dense_network(photos, run):
     study = stp.study(
         "resnet20", partial(_same, dense), _two_layers, chosen, "stt", rank=14, budgets="layer3.2.conv?.weight"
     )
+    picked = ("dense", "stt", "tucker, budget", "narrow at")
+    study = replace(study, methods=[method for method in study.methods if method.name.startswith(picked)])
     rows, text = run(stp, [small(study, photos, epochs=1)])
 
-    assert [row["method"].split()[0] for row in rows] == [
-        *("dense", "tt", "stt", "tucker", "sttu"),
-        *("tt,", "tucker,", "cp,", "auto,", "svd", "narrow"),
-    ]
-    assert [row["runs"][0]["steps"] for row in rows] == [0] + [3] * 10
-    assert (
-        len({row["replaced"] for row in rows if "budget" in row["method"]} | {by_method(rows)["stt"]["replaced"]}) == 1
-    )
+    assert [row["runs"][0]["steps"] for row in rows] == [0, 3, 3, 3]
+    assert rows[1]["replaced"] == rows[2]["replaced"] > rows[3]["replaced"]
     assert "* dense: scored as it was given, not trained here" in text
     assert "(published 9×)" in text and "Compression factors of other tensorisations" in text
 
