@@ -55,6 +55,8 @@ class Method:
     start : {"fresh", "fit", "calibrated", "aligned", "dense"}
         How training starts: from random cores; from cores fitted to the weights of the trained dense network, or to the
         outputs of its layers; from random cores aligned with those weights; or without cores.
+    starts : int
+        How many random starts are tried for a twentieth of the steps. The one with the least validation loss goes on.
     trained : bool
         Whether the network is trained at all.
     frozen : bool
@@ -74,6 +76,7 @@ class Method:
     narrow: Mapping[str, int] = field(default_factory=dict)
     budget: Budgeted | None = None
     start: str = "fresh"
+    starts: int = 1
     trained: bool = True
     frozen: bool = False
     core_rate: float | None = None

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from tnc.demo.data import Images
 
-__all__ = ["LEAST", "TRIAL", "Data", "Recipe", "Split", "accuracy", "augment", "device", "once", "split"]
+__all__ = [
+    *("LEAST", "START_TRIAL", "TRIAL"),
+    *("Data", "Recipe", "Split", "accuracy", "augment", "device", "loss", "once", "split"),
+]
 
 
 class Split(NamedTuple):
@@ -38,6 +41,8 @@ class Data(NamedTuple):
 
 TRIAL = 0.2
 """Length of a trial of a learning rate, as a share of the steps."""
+START_TRIAL = 0.05
+"""Length of a trial of a random start, as a share of the steps."""
 LEAST = 200
 """The smallest number of steps of a trial.
 
@@ -79,9 +84,9 @@ class Recipe:
         """Steps of the full schedule on so many examples."""
         return max(1, round(self.epochs * size / self.batch))
 
-    def trial(self, steps: int) -> int:
-        """Steps of a trial of a learning rate, in a schedule of `steps` steps."""
-        return min(steps, max(round(TRIAL * steps), LEAST))
+    def trial(self, steps: int, share: float = TRIAL) -> int:
+        """Steps of a trial of a learning rate or, with its share, of a start, in a schedule of `steps` steps."""
+        return min(steps, max(round(share * steps), LEAST))
 
     def __str__(self) -> str:
         crops = ", random crops and flips" if self.augmented else ""
@@ -159,3 +164,11 @@ def accuracy(model: nn.Module, data: Data, part: Split) -> float:
     model.eval()
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in once(data, part))
     return right / len(part.y)
+
+
+@torch.inference_mode()
+def loss(model: nn.Module, data: Data, part: Split) -> float:
+    """Mean cross-entropy over the examples of a split."""
+    model.eval()
+    total = sum(float(nn.functional.cross_entropy(model(x), y, reduction="sum")) for x, y in once(data, part))
+    return total / len(part.y)

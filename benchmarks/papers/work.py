@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.papers.segments import EVERY, Paused, Segments, go_on, pace
 from benchmarks.papers.state import State
 from benchmarks.papers.study import Method, Row, Study
-from benchmarks.papers.train import Data, Recipe, accuracy, device
+from benchmarks.papers.train import START_TRIAL, Data, Recipe, accuracy, device, loss
 from tnc import files
 from tnc.errors import CheckpointError, TncError
 
@@ -26,6 +26,8 @@ __all__ = ["GPU_BATCH", "Job", "Terms"]
 
 GPU_BATCH = 4
 """How many times as large a batch is on a GPU. The rate grows with its root, as is usual for Adam."""
+SEEDS_APART = 100
+"""Between the seeds of the starts of one run, so that no two runs share one."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,13 @@ class Job:
         state.put()  # from here on the row has been started
         dense = self.dense(self.seed).network(data, terms) if self.needs_dense else None
         rate = self.rate(data, terms)
-        model, seconds = self._trained(state, data, terms, rate, terms.steps(self.study, len(data.train.y)), dense)
+        steps = terms.steps(self.study, len(data.train.y))
+        seed = self.start(state, data, terms, rate)
+        model, seconds = self._trained(state, data, terms, rate, steps, dense, seed=seed)
         scores = {"validation": accuracy(model, data, data.validation), "accuracy": accuracy(model, data, data.test)}
         if self.method.kind == "dense":
             _keep(model, state.beside("weights.safetensors"))
-        steps = terms.steps(self.study, len(data.train.y)) * self.method.trained
+        steps *= self.method.trained
         run = {"seed": self.seed, **scores, "steps": steps, "seconds": round(seconds, 1)}
         state.put(run=run, rate=rate)
         state.beside("safetensors").unlink(missing_ok=True)
@@ -213,6 +217,22 @@ class Job:
             state.beside(f"{key}.safetensors").unlink(missing_ok=True)
         return max(recipe.rates, key=lambda rate: scores[f"{rate:g}"])
 
+    def start(self, state: State, data: Data, terms: Terms, rate: float) -> int:
+        """The seed of the weights: that of the random start with the least validation loss after a short schedule."""
+        losses: dict[str, float] = dict(state.values.get("losses", {}))
+        if self.method.starts == 1:
+            return self.seed
+        steps = terms.recipe(self.study).trial(terms.steps(self.study, len(data.train.y)), START_TRIAL)
+        seeds = [self.seed + SEEDS_APART * number for number in range(self.method.starts)]
+        for seed in seeds:
+            if (key := str(seed)) in losses:
+                continue
+            model, _ = self._trained(state, data, terms, rate, steps, None, f"start{key}.", seed=seed)
+            losses[key] = loss(model, data, data.validation)
+            state.put(losses=losses)
+            state.beside(f"start{key}.safetensors").unlink(missing_ok=True)
+        return min(seeds, key=lambda seed: losses[str(seed)])
+
     def _trained(
         self,
         state: State,
@@ -222,11 +242,12 @@ class Job:
         steps: int,
         dense: nn.Module | None,
         part: str = "",
+        seed: int | None = None,
     ) -> tuple[nn.Module, float]:
         """The trained network, and the seconds that its training took in all processes together."""
         if time.perf_counter() > terms.deadline:
             raise Paused
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed if seed is None else seed)
         model = self.method.made(dense, data).to(device())
         if not self.method.trained:
             return model, 0.0
