@@ -111,7 +111,7 @@ def resnet_layers(model: nn.Module) -> dict[str, Layers]:
 
 
 def wide_layers(model: nn.Module, modes: Modes = WIDE, *, sized: bool = False) -> dict[str, Layers]:
-    """TR and STR at rank 16 for the layers in which they save parameters; if `sized`, also the TR of the size of STR."""
+    """TR and STR at rank 16 for the layers in which they save parameters; if `sized`, also a TR of the size of STR."""
 
     def of(name: str, rank: int, ratio: int = 0) -> Layers:
         return saving(model, formats(model, name, modes, rank, ratio=ratio))
