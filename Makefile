@@ -89,7 +89,7 @@ compare-peers: $(VENV)/.dev ## the same for our fits and layers beside TensorLy'
 
 # ARGS picks rows and says when to stop: make papers ARGS='--net "vgg*" --budget 60'
 papers: $(VENV)/.dev ## go on with the papers' queue (days in all; stop it as you like); writes docs/papers
-	$(ONE) $(BIN)/python -m benchmarks.papers queue $(ARGS)
+	$(ONE) $(BIN)/python -m benchmarks.papers $(ARGS)
 
 format: $(VENV)/.dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .

@@ -1,5 +1,7 @@
-"""``python -m benchmarks.papers queue|mpo|adtn|stp``."""
+"""``python -m benchmarks.papers``."""
 
-from benchmarks.papers.cli import main
+import sys
 
-main()
+from benchmarks.papers.queue import main
+
+main(sys.argv[1:])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -14,13 +15,18 @@ import tnc
 from tnc.nn.layers.cores import Cores
 
 __all__ = [
+    "CALIBRATION",
+    "Budgeted",
     "Format",
     "Layers",
     "aligned",
+    "budgeted",
+    "calibrated",
     "chained",
     "compressed",
     "count",
     "find",
+    "matched",
     "narrowed",
     "rules",
     "saving",
@@ -49,6 +55,19 @@ class Format(NamedTuple):
 
 Layers = Mapping[str, Format]
 """Formats by the names of parameters."""
+
+
+class Budgeted(NamedTuple):
+    """One size for all weights that a pattern matches, whose ranks a budget chooses."""
+
+    weights: str
+    decomposition: str
+    size: int
+
+
+def matched(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """The matrices and kernels of a model whose names match a pattern."""
+    return {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and fnmatchcase(name, pattern)}
 
 
 def find(model: nn.Module, shape: tuple[int, ...], last: int | None = None) -> list[str]:
@@ -89,6 +108,23 @@ def tensorized(model: nn.Module, layers: Layers) -> nn.Module:
 def compressed(model: nn.Module, layers: Layers) -> nn.Module:
     """Replace the weights by cores that are fitted to them; bonds are clipped."""
     return tnc.compress(model, rules(layers))
+
+
+CALIBRATION = 512
+"""Training images that fits in the metric of outputs see."""
+
+
+def calibrated(model: nn.Module, layers: Layers, inputs: Sequence[torch.Tensor]) -> nn.Module:
+    """Replace the weights by cores that keep the outputs of the layers for these inputs; bonds are clipped."""
+    return tnc.compress(model, rules(layers), data=inputs)
+
+
+def budgeted(model: nn.Module, wanted: Budgeted, inputs: Sequence[torch.Tensor]) -> nn.Module:
+    """Replace the weights by cores with at most so many parameters, ranks divided over them by the outputs."""
+    dense = sum(weight.numel() for weight in matched(model, wanted.weights).values())
+    return tnc.compress(
+        model, [tnc.Rule(wanted.weights, wanted.decomposition, tnc.Budget(wanted.size / dense))], data=inputs
+    )
 
 
 def aligned(model: nn.Module, layers: Layers, steps: int = 40, rate: float = 0.3) -> nn.Module:

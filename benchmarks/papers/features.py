@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.papers.train import Batches, Data, Split, device, split
+from benchmarks.papers.train import Data, Split, device, once, split
 from tnc.settings import cache_folder
 
 __all__ = ["COPIES", "features", "standardized", "tail", "tail_maps", "vgg16_bn"]
@@ -22,12 +20,12 @@ COPIES = 2
 """Copies of the training images: the first one unchanged, the others flipped and shifted with seeds 1, 2, ..."""
 
 
-def vgg16_bn(copies: int = COPIES, deadline: float = math.inf) -> Data:
+def vgg16_bn(copies: int = COPIES) -> Data:
     """The features of CIFAR-10 from the VGG-16-BN trained on it (92.25 % with its own head), each standardized."""
     from benchmarks.papers import trained
 
     kept = cache_folder() / "vgg16-bn-cifar10"
-    return standardized(features(_images(), lambda: trunk(trained.vgg16_bn()), kept, copies, deadline))
+    return standardized(features(_images(), lambda: trunk(trained.vgg16_bn()), kept, copies))
 
 
 def _images() -> Data:
@@ -37,12 +35,12 @@ def _images() -> Data:
     return split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def tail_maps(copies: int = COPIES, deadline: float = math.inf) -> Data:
+def tail_maps(copies: int = COPIES) -> Data:
     """The maps of CIFAR-10 before the last block of that network's convolutions: 512 x 2 x 2 of each image, flat."""
     from benchmarks.papers import trained
 
     kept = cache_folder() / "vgg16-bn-cifar10-maps"
-    return features(_images(), lambda: _divided(trained.vgg16_bn())[0], kept, copies, deadline)
+    return features(_images(), lambda: _divided(trained.vgg16_bn())[0], kept, copies)
 
 
 def tail(head: nn.Module) -> nn.Module:
@@ -71,13 +69,10 @@ def trunk(model: nn.Module) -> nn.Module:
     return nn.Sequential(*(layer for name, layer in model.named_children() if name != "classifier"))
 
 
-def features(
-    images: Data, make: Callable[[], nn.Module], folder: Path, copies: int, deadline: float = math.inf
-) -> Data:
+def features(images: Data, make: Callable[[], nn.Module], folder: Path, copies: int) -> Data:
     """Compute features in place of images, or read them from the cache.
 
-    Augmented copies that have not begun by `deadline` are left out; the unchanged images are always included. A copy
-    that is in the cache is not computed again, so that a second call goes on where the first one ended.
+    What is in the cache is not computed again, so that a second call goes on where the first one ended.
 
     Parameters
     ----------
@@ -88,8 +83,6 @@ def features(
         The cache.
     copies : int
         Copies of the training images, the unchanged one included.
-    deadline : float
-        Time of `time.perf_counter`.
     """
     model: list[nn.Module] = []
 
@@ -105,10 +98,8 @@ def features(
     parts = [Split(of(name, part, None), part.y) for name, part in zip(Data._fields, images[:3], strict=False)]
     x, y = [parts[0].x], [parts[0].y]
     for copy in range(1, copies):
-        known = (folder / f"train-{copy}.npy").is_file()
-        if known or time.perf_counter() < deadline:
-            x.append(of(f"train-{copy}", images.train, copy))
-            y.append(images.train.y)
+        x.append(of(f"train-{copy}", images.train, copy))
+        y.append(images.train.y)
     none = torch.zeros(1, device=device())
     return Data(Split(torch.cat(x), torch.cat(y)), parts[1], parts[2], none, none + 1)
 
@@ -128,8 +119,8 @@ def _computed(model: nn.Module, images: Data, part: Split, seed: int | None, pat
 
     They are written to another file that is then renamed, so that no incomplete file is ever read.
     """
-    batches = Batches.once(images, part, seed=seed or 0, augmented=seed is not None)
-    found = torch.cat([model(x.contiguous(memory_format=torch.channels_last)).flatten(1).cpu() for x, _ in batches])
+    batches = (x.contiguous(memory_format=torch.channels_last) for x, _ in once(images, part, seed=seed))
+    found = torch.cat([model(x).flatten(1).cpu() for x in batches])
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}-{os.getpid()}.npy")
     np.save(beside, found.numpy())

@@ -151,7 +151,7 @@ class Queue:
             raise DataError(self.missing[name])
         if self.data is None or self.data[0] is not study:
             self.data = None  # so that two data sets are never in memory
-            data = study.load(math.inf)
+            data = study.load()
             if device().type != "cpu":
                 train, validation, test = (Split(part.x.to(device()), part.y.to(device())) for part in data[:3])
                 data = Data(train, validation, test, data.mean, data.std)
@@ -246,8 +246,8 @@ def _weight(runs: Sequence[Row], full: int) -> tuple[float, int]:
 
 
 def _plain(schedule: str) -> str:
-    """A schedule without how the rate is chosen, which was worded otherwise in the past."""
-    return re.sub(r" \(chosen[^)]*\)", "", schedule)
+    """A schedule without its precision, and without how the rate is chosen, which was worded otherwise in the past."""
+    return re.sub(r" \(chosen[^)]*\)|, bfloat16$", "", schedule)
 
 
 # ------------------------------------------------------------------------------------------------- command
@@ -255,13 +255,14 @@ def _plain(schedule: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Run the queue from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.papers queue", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.papers", description=__doc__)
     for name, what in (("net", "networks"), ("paper", "papers"), ("row", "rows by their method")):
         text = f"{what} to run: a pattern as 'vgg*' (repeat); all by default"
         parser.add_argument(f"--{name}", action="append", default=[], metavar="GLOB", help=text)
     parser.add_argument("--state", type=Path, help="folder of the states; in the cache folder by default")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for pages, JSON and plots")
     parser.add_argument("--share", type=float, default=1.0, help="share of every full schedule; 1 by default")
+    parser.add_argument("--mixed", action="store_true", help="train in bfloat16, which some CPUs do faster")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; 1 by default")
     when = "when to stop and save; it does not change what is computed. 0 only writes the pages. Default: never"
     parser.add_argument("--budget", type=float, default=math.inf, metavar="MINUTES", help=when)
@@ -305,7 +306,7 @@ def _queue(given: argparse.Namespace, start: float) -> Queue:
     gpu = given.gpu is not None
     folder = given.state or default_folder()
     every = GPU_EVERY if gpu else EVERY
-    terms = Terms(folder, given.share, gpu, start + seconds, every)
+    terms = Terms(folder, given.share, gpu, start + seconds, every, given.mixed)
     queue = Queue(known, terms, given.out, given.net, given.paper, given.row, say=_say)
     if not queue.items:
         nets = dict.fromkeys(study.net for paper in known for study in paper.studies)

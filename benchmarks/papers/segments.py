@@ -6,6 +6,7 @@ many steps as fit into `EVERY` seconds, so that a kill loses no more than that.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import tnc
-from benchmarks.papers.train import AS_USUAL, Data, Recipe, augment
+from benchmarks.papers.train import Data, Recipe, augment
 from tnc.nn.training.objective import cosine
 
-__all__ = ["EVERY", "Paused", "Segments", "go_on"]
+__all__ = ["EVERY", "Paused", "Segments", "go_on", "pace"]
 
 EVERY = 40.0
 """Seconds between two saves on a CPU, about."""
@@ -126,7 +127,7 @@ def go_on(
     model: nn.Module,
     batches: Segments,
     rate: float,
-    file: Path,
+    file: Path | None,
     teacher: nn.Module | None = None,
     autocast: torch.dtype | None = None,
     core_rate: float | None = None,
@@ -140,8 +141,8 @@ def go_on(
     batches : Segments
     rate : float
         Learning rate.
-    file : Path
-        The state after the last segment.
+    file : Path, optional
+        The state after the last segment. Without it nothing is saved.
     teacher : torch.nn.Module, optional
         The trained dense network, used if the recipe asks for distillation.
     autocast : torch.dtype, optional
@@ -178,6 +179,23 @@ def go_on(
         autocast=autocast,
         seed=batches.seed,
         progress=False,
-        **AS_USUAL,
+        batch_norm="training",  # as in the papers
     )
     return float(sum(epoch.seconds for epoch in history.epochs))
+
+
+def pace(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    teacher: nn.Module | None = None,
+    autocast: torch.dtype | None = None,
+    steps: int = 3,
+) -> float:
+    """Seconds per training step, measured on a copy of the model after one step to warm up."""
+    model = copy.deepcopy(model)
+    for count in (1, steps):
+        batches = Segments(data, recipe, steps=count, seed=0, length=count)
+        start = time.perf_counter()
+        go_on(model, batches, recipe.rates[0], None, teacher, autocast)
+    return (time.perf_counter() - start) / steps

@@ -1,24 +1,20 @@
-"""Train every row of a table by the same loop: a given number of steps, with the data in memory."""
+"""Recipes, and data in memory: splits, augmentation and scores."""
 
 from __future__ import annotations
 
-import copy
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import tnc
 from tnc.demo.data import Images
 
 __all__ = [
-    *("AS_USUAL", "TRIAL"),
-    *("Batches", "Data", "Recipe", "Split", "accuracy", "augment", "device", "fit", "pace", "split"),
+    *("LEAST", "START_TRIAL", "TRIAL"),
+    *("Data", "Recipe", "Split", "accuracy", "augment", "device", "loss", "once", "split"),
 ]
 
 
@@ -43,11 +39,10 @@ class Data(NamedTuple):
         return x.to(self.mean.device, torch.float32).sub_(self.mean).div_(self.std) if x.dtype == torch.uint8 else x
 
 
-AS_USUAL: dict[str, Any] = {"temperature": 2.0, "alpha": 0.5, "batch_norm": "training"}
-"""Batch normalization as in the papers, and the distillation that the recipes say: half of the loss."""
-
 TRIAL = 0.2
 """Length of a trial of a learning rate, as a share of the steps."""
+START_TRIAL = 0.05
+"""Length of a trial of a random start, as a share of the steps."""
 LEAST = 200
 """The smallest number of steps of a trial.
 
@@ -72,7 +67,7 @@ class Recipe:
     augmented : bool
         Whether training images are flipped and shifted at random.
     taught : bool
-        Whether half of the loss is the distillation of the trained dense network.
+        Whether nine tenths of the loss are the distillation of the trained dense network, as `tnc.nn.heal` does it.
     smoothing : float
         Share of every label that is spread over all classes.
     """
@@ -89,15 +84,9 @@ class Recipe:
         """Steps of the full schedule on so many examples."""
         return max(1, round(self.epochs * size / self.batch))
 
-    def trial(self, steps: int) -> int:
-        """Steps of a trial of a learning rate, in a schedule of `steps` steps."""
-        return min(steps, max(round(TRIAL * steps), LEAST))
-
-    def affordable(self, total: float, seeds: int) -> int:
-        """Steps of the longest schedule for which all seeds and one trial of every rate take at most `total` steps."""
-        trials = len(self.rates) if len(self.rates) > 1 else 0
-        long = min(total / (seeds + TRIAL * trials), (total - LEAST * trials) / seeds)
-        return int(max(long, total / (seeds + trials)))
+    def trial(self, steps: int, share: float = TRIAL) -> int:
+        """Steps of a trial of a learning rate or, with its share, of a start, in a schedule of `steps` steps."""
+        return min(steps, max(round(share * steps), LEAST))
 
     def __str__(self) -> str:
         crops = ", random crops and flips" if self.augmented else ""
@@ -146,69 +135,12 @@ def split(images: Images, held_out: float = 0.1, mean: tuple[float, ...] = (), s
     return Data(train, *held, *(moment.float().reshape(-1, 1, 1).to(device()) for moment in moments))
 
 
-class Batches:
-    """Prepared batches of a split: `steps` of them, or fewer if the deadline passes, but at least one.
-
-    Every example comes once per epoch, in a new order in each epoch. The attribute `taken` counts the batches.
-
-    Parameters
-    ----------
-    data : Data
-    part : Split
-        The split of `data` to take examples from.
-    batch : int
-        Examples per batch.
-    steps : int
-        Number of batches.
-    seed : int
-        Seed of the order and of the augmentation.
-    augmented : bool
-        Whether images are flipped and shifted at random.
-    shuffled : bool
-        Whether examples come in random order.
-    deadline : float
-        Time of `time.perf_counter` after which no batch begins.
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        part: Split,
-        *,
-        batch: int,
-        steps: int,
-        seed: int = 0,
-        augmented: bool = False,
-        shuffled: bool = True,
-        deadline: float = math.inf,
-    ) -> None:
-        self.data, self.part, self.steps, self.augmented, self.shuffled = data, part, steps, augmented, shuffled
-        self.batch, self.seed, self.deadline, self.taken = min(batch, len(part.y)), seed, deadline, 0
-        self.generator, self.order = torch.Generator().manual_seed(seed), torch.arange(0)
-
-    @classmethod
-    def once(cls, data: Data, part: Split, batch: int = 500, **options: Any) -> Batches:
-        """All examples of a split once, in order."""
-        return cls(data, part, batch=batch, steps=-(-len(part.y) // min(batch, len(part.y))), shuffled=False, **options)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        place = self.data.mean.device
-        for step in range(self.steps):
-            if step and time.perf_counter() > self.deadline:
-                return
-            self.taken += 1
-            index = self._drawn() if self.shuffled else slice(step * self.batch, (step + 1) * self.batch)
-            x = self.data.prepared(self.part.x[index].to(place))
-            yield (augment(x, self.generator) if self.augmented else x), self.part.y[index].to(place)
-
-    def _drawn(self) -> Tensor:
-        if len(self.order) < self.batch:
-            self.order = torch.randperm(len(self.part.y), generator=self.generator)
-        index, self.order = self.order[: self.batch], self.order[self.batch :]
-        return index
+def once(data: Data, part: Split, batch: int = 500, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Prepared batches of all examples of a split in order; with a seed, images are flipped and shifted at random."""
+    rng = None if seed is None else torch.Generator().manual_seed(seed)
+    for x, y in zip(part.x.split(batch), part.y.split(batch), strict=True):
+        x = data.prepared(x.to(data.mean.device))
+        yield (x if rng is None else augment(x, rng)), y.to(x.device)
 
 
 def augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
@@ -226,53 +158,17 @@ def augment(x: Tensor, rng: torch.Generator, margin: int = 4) -> Tensor:
     )
 
 
-def fit(
-    model: nn.Module,
-    batches: Batches,
-    recipe: Recipe,
-    rate: float,
-    teacher: nn.Module | None = None,
-    core_rate: float | None = None,
-) -> int:
-    """Train `model` in place for one pass over `batches`.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    batches : Batches
-    recipe : Recipe
-    rate : float
-        Learning rate.
-    teacher : torch.nn.Module, optional
-        The trained dense network, used if the recipe asks for distillation.
-    core_rate : float, optional
-        Relative learning rate of cores.
-
-    Returns
-    -------
-    int
-        The number of steps taken.
-    """
-    options: dict[str, Any] = {"lr": rate, "core_lr": core_rate, "weight_decay": recipe.decay}
-    options["teacher"] = teacher if recipe.taught else None
-    loss = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
-    tnc.nn.heal(model, batches, epochs=1, seed=batches.seed, loss=loss, **options, **AS_USUAL)
-    return batches.taken
-
-
-def pace(model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None, steps: int = 3) -> float:
-    """Seconds per training step, measured on a copy of the model after one step to warm up."""
-    model = copy.deepcopy(model)
-    for count in (1, steps):
-        batches = Batches(data, data.train, batch=recipe.batch, steps=count, augmented=recipe.augmented)
-        start = time.perf_counter()
-        fit(model, batches, recipe, recipe.rates[0], teacher)
-    return (time.perf_counter() - start) / steps
-
-
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Data, part: Split) -> float:
     """Share of the examples of a split for which the output of the label is the largest."""
     model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in Batches.once(data, part))
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in once(data, part))
     return right / len(part.y)
+
+
+@torch.inference_mode()
+def loss(model: nn.Module, data: Data, part: Split) -> float:
+    """Mean cross-entropy over the examples of a split."""
+    model.eval()
+    total = sum(float(nn.functional.cross_entropy(model(x), y, reduction="sum")) for x, y in once(data, part))
+    return total / len(part.y)

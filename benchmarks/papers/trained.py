@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,7 +25,7 @@ from benchmarks.papers.data import DataError, folder
 from tnc.demo.data import Package, from_package
 from tnc.settings import cache_folder
 
-__all__ = ["IMAGENET", "UNIT", "Moments", "resnet", "resnet56_b", "tensors", "vgg16_bn"]
+__all__ = ["IMAGENET", "UNIT", "Moments", "resnet", "resnet56_b", "start_convolutions", "tensors", "vgg16_bn"]
 
 
 class Moments(NamedTuple):
@@ -54,6 +54,32 @@ def vgg16_bn() -> nn.Module:
         The package cannot be fetched, or is not the pinned one.
     """
     return _packaged(networks.build("vgg16-bn"), "vgg16_cifar10_0.9225_45k")
+
+
+@torch.no_grad()
+def start_convolutions(model: nn.Module, fresh: Collection[str]) -> nn.Module:
+    """Give the convolutions of a VGG of the papers the weights of `vgg16_bn`, and return the model.
+
+    A 1 × 1 convolution gets the middle of the trained 3 × 3 kernel. Convolutions that the trained network lacks stay as
+    they are. The papers' convolutions have no bias, so that batch normalization takes it over.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    fresh : collection of str
+        Numbers of convolutions that keep their random start, as ``"5_1"``.
+    """
+    given, own = (dict(each.get_submodule("features").named_children()) for each in (vgg16_bn(), model))
+    for number in [name.removeprefix("conv") for name in given if name.startswith("conv")]:
+        if number in fresh:
+            continue
+        conv, norm = (given[kind + number] for kind in ("conv", "bn"))
+        trained, middle = conv.weight, slice(1, 2)
+        small = own[f"conv{number}"].kernel_size == (1, 1)
+        own[f"conv{number}"].weight.copy_(trained[:, :, middle, middle] if small else trained)
+        own[f"bn{number}"].load_state_dict(norm.state_dict())
+        own[f"bn{number}"].running_mean.sub_(conv.bias)
+    return model
 
 
 def resnet56_b() -> nn.Module:

@@ -177,6 +177,20 @@ def test_roots_of_singular_matrices(place, rng):
     np.testing.assert_allclose(inverse[2:], 0.0)
 
 
+@pytest.mark.parametrize("smallest", [1e-3, 1e-14, 0.0])
+def test_roots_of_large_matrices(place, rng, smallest):
+    """With a triangular root where the matrix is regular, and the same meaning where it is not."""
+    values = np.concatenate([[smallest], np.linspace(0.1, 1.0, 79)])
+    vectors = np.linalg.qr(rng.standard_normal((80, 80)))[0]
+    matrix = (vectors * values) @ vectors.T
+    root, inverse = map(place.to_numpy, roots(place.from_numpy(matrix)))
+    assert (np.abs(np.triu(root, 1)).max() < 1e-12) == (smallest == 1e-3)
+    np.testing.assert_allclose(root @ root.T, matrix, atol=1e-12)
+    np.testing.assert_allclose(root @ inverse @ root, root, atol=1e-9)
+    x = rng.standard_normal((5, 80))
+    np.testing.assert_allclose(((x @ root) ** 2).sum(), np.trace(x @ matrix @ x.T), rtol=1e-12)
+
+
 def test_marginals_of_a_product_are_its_parts(rng):
     a, b, c = moment(2, rng), moment(3, rng), moment(2, rng)
     parts = marginals(np.kron(np.kron(a, b), c), (2, 3, 2))

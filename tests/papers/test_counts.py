@@ -74,6 +74,9 @@ def test_semi_tensor_factors_are_those_of_the_chosen_modes():
     assert factor["ring"] == pytest.approx(99, rel=0.02)
     assert factor["str"] == pytest.approx(179, rel=0.01)
     assert factor["tt"] == pytest.approx(5.0, abs=0.01)  # published: 3, which is nearest without clipping
+    small = rows(stp, "wrn-16-4")
+    assert small["dense"]["whole"] == 2_748_890
+    assert small["ring, rank 10"]["whole"] <= small["str"]["whole"] < small["ring"]["whole"]
     assert "| ResNet-32: 64 = 4·4·4 (ours) | 5× | 8.85× | 3.39× | 5.97× |" in stp.alternatives()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.papers import cli, index, plan, publish, queue, report  # noqa: E402 - after the check for torch
+from benchmarks.papers import index, plan, publish, queue, report  # noqa: E402 - after the check for torch
 from benchmarks.papers.plan import Cost  # noqa: E402
 from benchmarks.papers.state import State, locked  # noqa: E402
 from benchmarks.papers.train import Recipe  # noqa: E402
@@ -157,11 +157,18 @@ def test_a_gpu_takes_larger_batches_and_the_longest_rows_first(work_off, tmp_pat
     assert order[True][:2] == ["adtn", "dense"] and order[False][:2] == ["dense", "adtn"]
 
 
+def test_mixed_precision_is_said_and_is_the_same_schedule(work_off, monkeypatch, no_plots):
+    rows, page, _ = work_off(small("dense"), mixed=True)
+    assert ", batch 12, 1 epochs, bfloat16" in page and rows["dense"]["runs"][0]["steps"] == 6
+    monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("run again"))
+    assert work_off(small("dense"), state="another")[0] == rows
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
 def test_data_that_are_missing_stop_only_the_networks_that_need_them(tmp_path, work_off):
-    def missing(_):
+    def missing():
         raise DataError("no MNIST here: set TNC_DATA to a folder with it")
 
     known = [tiny.paper(small("dense", net="without", load=missing), small("dense"))]
@@ -244,6 +251,7 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
     ("options", "said"),
     [
         (("--budget", "nan"), "--budget nan is no number of minutes"),
+        (("--budget=-3",), "--budget -3 is no number of minutes"),
         (("--gpu=-1",), "--gpu -1 is no number of minutes"),
         (("--share", "0"), "--share 0 is not a share"),
         (("--threads", "0"), "--threads 0 is no number of threads"),
@@ -252,25 +260,51 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
 )
 def test_options_that_make_no_sense(capsys, tmp_path, options, said):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["queue", *options, "--out", str(tmp_path), "--state", str(tmp_path / "state")])
+        queue.main([*options, "--out", str(tmp_path), "--state", str(tmp_path / "state")])
     assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit):
+            queue.main(["--budget", "0", "--out", str(out), "--state", str(tmp_path / "state")])
+        assert "file is a file: name a folder" in capsys.readouterr().err or out.name == "below"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ['{"rows": [{"net": "fc2"', "[]", '{"rows": [{"net": "fc2"}]}', '{"rows": 5}'])
+def test_damaged_results_are_not_overwritten(capsys, tmp_path, content):
+    held = tmp_path / "mpo.json"
+    held.write_text(content)
+    with pytest.raises(SystemExit):
+        queue.main(["--budget", "0", "--out", str(tmp_path), "--state", str(tmp_path / "state")])
+    said = capsys.readouterr().err
+    assert "mpo.json is damaged" in said and "remove it to begin anew" in said
+    assert held.read_text() == content
+
+
+def test_what_a_run_writes_the_next_one_reads(tmp_path):
+    for _ in range(2):
+        queue.main(["--budget", "0", "--out", str(tmp_path), "--state", str(tmp_path / "state")])
+    assert json.loads((tmp_path / "mpo.json").read_text())["rows"]
 
 
 def test_a_gpu_that_is_not_there(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(queue, "device", lambda: torch.device("cpu"))
     with pytest.raises(SystemExit):
-        cli.main(["queue", "--gpu", "1", "--out", str(tmp_path)])
+        queue.main(["--gpu", "1", "--out", str(tmp_path)])
     assert "--gpu needs CUDA, and torch finds none here" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_missing_and_fails(capsys, tmp_path, monkeypatch):
-    def missing(_):
+    def missing():
         raise DataError("no MNIST here")
 
     monkeypatch.setattr(queue, "papers", lambda: [tiny.paper(small("dense", load=missing))])
     threads = torch.get_num_threads()
     with pytest.raises(SystemExit) as caught:
-        cli.main(["queue", "--gpu", "1", "--stand-in", "--out", str(tmp_path), "--state", str(tmp_path / "state")])
+        queue.main(["--gpu", "1", "--stand-in", "--out", str(tmp_path), "--state", str(tmp_path / "state")])
     torch.set_num_threads(threads)
     assert caught.value.code == 1 and "tiny on made-up: no MNIST here" in capsys.readouterr().err
 

@@ -1,6 +1,5 @@
-"""The papers' commands end to end on small synthetic data, and the pages they write."""
+"""The papers' queue end to end on small synthetic data, and the pages they write."""
 
-import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -11,9 +10,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks.papers import adtn, cli, mpo, publish, report, stp  # noqa: E402 - after the check that torch is here
+from benchmarks.papers import adtn, index, mpo, publish, report, stp  # noqa: E402 - after the check that torch is here
+from benchmarks.papers.queue import Queue  # noqa: E402
 from benchmarks.papers.study import Method, Study, counted  # noqa: E402
 from benchmarks.papers.train import Recipe, split  # noqa: E402
+from benchmarks.papers.work import Terms  # noqa: E402
 from tnc.demo.data import Images  # noqa: E402
 
 
@@ -30,9 +31,9 @@ def images(size, channels=(), n=60, classes=10):
     return Images(x, y.astype(np.uint8), test_x, test_y.astype(np.uint8))
 
 
-def small(study, data, *, epochs=2, seeds=2):
-    recipe = Recipe(epochs=epochs, batch=18, rates=(3e-3,), taught=study.recipe.taught)
-    return replace(study, load=lambda deadline: data, recipe=recipe, seeds=seeds)
+def small(study, data, *, epochs=2, rates=(3e-3,)):
+    recipe = Recipe(epochs=epochs, batch=18, rates=rates, taught=study.recipe.taught)
+    return replace(study, load=lambda: data, recipe=recipe)
 
 
 def of(paper, studies):
@@ -42,9 +43,19 @@ def of(paper, studies):
     return publish.Paper(SimpleNamespace(**texts), name, studies, [row for study in studies for row in counted(study)])
 
 
-def run(paper, name, studies, out, minutes=float("inf"), nets=(), share=1.0):
-    cli.run(of(paper, studies), cli.chosen(studies, nets, ()), minutes, out, share)
-    return json.loads((out / f"{name}.json").read_text())["rows"], (out / f"{name}.md").read_text()
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the queue over studies of a paper, with one seed or more; returns rows and page."""
+
+    def call(paper, studies, nets=(), seeds=1):
+        monkeypatch.setattr("benchmarks.papers.queue.seeds", lambda _: seeds)
+        monkeypatch.setattr(index, "figure", lambda *_: False)
+        known = [of(paper, studies)]
+        Queue(known, Terms(tmp_path / "states"), tmp_path, nets=nets, say=lambda _: None).run()
+        name = known[0].name
+        return report.read(tmp_path / f"{name}.json"), (tmp_path / f"{name}.md").read_text()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +79,9 @@ def learned(row, least=0.5):
 # ---------------------------------------------------------------------------------------------- end to end
 
 
-def test_mpo_trains_every_row_and_keeps_the_rows_it_does_not_run(tmp_path, digits):
+def test_mpo_trains_every_row_and_keeps_the_rows_it_does_not_run(tmp_path, digits, run):
     fc2, lenet5 = (small(study, digits, epochs=n) for study, n in zip(mpo.studies()[:2], (12, 1), strict=True))
-    rows, text = run(mpo, "mpo", [fc2, lenet5], tmp_path, nets=["fc2"])
+    rows, text = run(mpo, [fc2, lenet5], nets=["fc2"], seeds=2)
 
     ours = [row for row in rows if row["net"] == "fc2"]
     assert [row["method"] for row in ours] == [method.name for method in fc2.methods]
@@ -81,17 +92,17 @@ def test_mpo_trains_every_row_and_keeps_the_rows_it_does_not_run(tmp_path, digit
     assert "shortened" not in text and "lenet5" not in text  # of which nothing was run
     assert (tmp_path / "mpo-fc2-mnist.svg").is_file() and not (tmp_path / "mpo-lenet5-mnist.svg").exists()
 
-    rows, text = run(mpo, "mpo", [fc2, lenet5], tmp_path, nets=["lenet5"])
+    rows, text = run(mpo, [fc2, lenet5], nets=["lenet5"])
     assert [row["runs"] for row in rows if row["net"] == "fc2"] == [row["runs"] for row in ours]
     assert all(row["runs"] for row in rows) and "not run" not in text
 
 
-def test_adtn_trains_in_two_stages_and_leaves_frozen_gates_alone(tmp_path, digits):
-    study = small(adtn.studies()[1], digits, epochs=12, seeds=1)
+def test_adtn_trains_in_two_stages_and_leaves_frozen_gates_alone(digits, run):
+    study = small(adtn.studies()[1], digits, epochs=12)
     study = replace(
         study, methods=[method for method in study.methods if "M=1" in method.name or method.kind == "dense"]
     )
-    rows, _ = run(adtn, "adtn", [study], tmp_path)
+    rows, _ = run(adtn, [study])
 
     assert all(len(row["runs"]) == 1 for row in rows) and learned(by_method(rows)["dense"], 0.9)
     frozen = by_method([vars(method) | {"method": method.name} for method in study.methods])["adtn M=1, frozen"]
@@ -101,15 +112,19 @@ def test_adtn_trains_in_two_stages_and_leaves_frozen_gates_alone(tmp_path, digit
 
 
 @pytest.mark.slow
-def test_stp_heals_what_it_compressed_under_the_dense_network(tmp_path, photos):
+def test_stp_heals_what_it_compressed_under_the_dense_network(photos, run):
     torch.manual_seed(0)
     dense = mpo.build("resnet20").eval()
     chosen = {"tt": "3×", "stt": "9×"}
-    study = stp.study("resnet20", partial(_same, dense), _two_layers, chosen, "stt", rank=14, given=True)
-    rows, text = run(stp, "stp", [small(study, photos, epochs=1, seeds=1)], tmp_path)
+    study = stp.study(
+        "resnet20", partial(_same, dense), _two_layers, chosen, "stt", rank=14, budgets="layer3.2.conv?.weight"
+    )
+    picked = ("dense", "stt", "tucker, budget", "narrow")
+    study = replace(study, methods=[method for method in study.methods if method.name.split(" at")[0] in picked])
+    rows, text = run(stp, [small(study, photos, epochs=1)])
 
-    assert [row["method"].split()[0] for row in rows] == ["dense", "tt", "stt", "tucker", "sttu", "svd", "narrow"]
-    assert [row["runs"][0]["steps"] for row in rows] == [0, 3, 3, 3, 3, 3, 3]
+    assert [row["runs"][0]["steps"] for row in rows] == [0, 3, 3, 3]
+    assert rows[1]["replaced"] == rows[2]["replaced"] > rows[3]["replaced"]
     assert "* dense: scored as it was given, not trained here" in text
     assert "(published 9×)" in text and "Compression factors of other tensorisations" in text
 
@@ -122,53 +137,6 @@ def _two_layers(model):
 def _same(model):
     """The network given; its shapes alone on the meta device."""
     return mpo.build("resnet20") if torch.get_default_device().type == "meta" else model
-
-
-# -------------------------------------------------------------------------------------------------- budget
-
-
-def test_a_budget_shortens_the_schedule_of_all_rows_alike_and_says_so(tmp_path, digits):
-    study = small(mpo.studies()[0], digits, epochs=10**6, seeds=1)
-    study = replace(study, methods=study.methods[:2])
-    rows, text = run(mpo, "mpo", [study], tmp_path, minutes=0.1)
-
-    taken = {run["steps"] for row in rows for run in row["runs"]}
-    assert len(taken) == 1 and 3 <= taken.pop() < rows[0]["full_steps"]
-    assert "**shortened schedule**" in text and "of 3,000,000 steps" in text
-    assert sum(run["seconds"] for row in rows for run in row["runs"]) <= 6.5
-
-
-def test_a_share_of_the_schedule_does_not_ask_the_clock(tmp_path, digits):
-    study = small(mpo.studies()[0], digits, epochs=10, seeds=1)  # three steps an epoch
-    study = replace(study, methods=study.methods[:2])
-    rows, text = run(mpo, "mpo", [study], tmp_path, share=0.3)
-    assert {run["steps"] for row in rows for run in row["runs"]} == {9}
-    assert "9 of 30 steps (30%)" in text and "minutes" not in text
-    with pytest.raises(SystemExit):
-        cli.main(["mpo", "--net", "fc2", "--share", "1.5"])
-
-
-def test_without_time_for_an_epoch_nothing_is_run(tmp_path, digits):
-    rows, text = run(mpo, "mpo", [small(mpo.studies()[0], digits)], tmp_path, minutes=1e-4)
-    assert all(row["runs"] == [] for row in rows)
-    assert "fc2 on mnist" not in text
-
-
-@pytest.mark.parametrize(("least", "runs"), [(1.0, 0), (0.5, 1)])
-def test_a_study_says_how_short_a_schedule_may_be(tmp_path, digits, monkeypatch, least, runs):
-    monkeypatch.setattr("benchmarks.papers.study._affordable", lambda *_: 2)  # an epoch has three steps
-    study = replace(small(mpo.studies()[0], digits, epochs=10, seeds=1), least=least)
-    rows, text = run(mpo, "mpo", [replace(study, methods=study.methods[:1])], tmp_path, minutes=5)
-    assert [len(row["runs"]) for row in rows] == [runs]
-    assert ("2 of 30 steps" in text) == bool(runs)
-
-
-def test_what_is_not_there_is_said(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["mpo", "--net", "vgg99"])
-    assert "no network vgg99 in this paper; there are fc2, lenet5, vgg16" in capsys.readouterr().err
-    with pytest.raises(LookupError, match="no study of fc2 on cifar10; there are fc2 on mnist"):
-        cli.chosen(mpo.studies(), ["fc2"], ["cifar10"])
 
 
 # ------------------------------------------------------------------------------------------------ rendering
@@ -208,10 +176,9 @@ def test_rows_that_were_run_alike_share_a_line():
     ]
 
 
-def test_the_rate_that_validation_chose_is_stated(tmp_path, digits):
-    study = small(mpo.studies()[0], digits, epochs=10, seeds=1)
-    study = replace(study, methods=study.methods[:2], recipe=replace(study.recipe, rates=(1e-7, 1e-2)))
-    rows, text = run(mpo, "mpo", [study], tmp_path)
+def test_the_rate_that_validation_chose_is_stated(digits, run):
+    study = small(mpo.studies()[0], digits, epochs=10, rates=(1e-7, 1e-2))
+    rows, text = run(mpo, [replace(study, methods=study.methods[:2])])
     assert [row["rate"] for row in rows] == [0.01, 0.01]  # the other one cannot learn anything
     assert "* Rates chosen: dense 0.01, mpo D=4 0.01." in text and "rate 1e-07 or 0.01 (chosen on validation" in text
 

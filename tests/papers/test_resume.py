@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +15,8 @@ torch = pytest.importorskip("torch")
 from benchmarks.papers import segments  # noqa: E402 - after the check that torch is here
 from benchmarks.papers.segments import Paused, Segments  # noqa: E402
 from benchmarks.papers.study import Method  # noqa: E402
-from benchmarks.papers.work import Terms  # noqa: E402
-from tests.papers.tiny import data, finished, job  # noqa: E402
+from benchmarks.papers.work import Job, Terms  # noqa: E402
+from tests.papers.tiny import data, finished, job, study  # noqa: E402
 from tnc.errors import CheckpointError  # noqa: E402
 
 
@@ -111,8 +112,8 @@ def test_a_run_that_began_from_other_weights_does_not_go_on(tmp_path, monkeypatc
         job().run(data(), terms)
     made = Method.made
 
-    def larger(self, dense):
-        model = made(self, dense)
+    def larger(self, dense, data):
+        model = made(self, dense, data)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1.1)
@@ -121,6 +122,34 @@ def test_a_run_that_began_from_other_weights_does_not_go_on(tmp_path, monkeypatc
     monkeypatch.setattr(Method, "made", larger)
     with pytest.raises(CheckpointError, match=r"began from weights of norm .*: the library makes them in another way"):
         job().run(data(), terms)
+
+
+def test_of_several_starts_the_one_with_the_least_loss_goes_on(tmp_path, monkeypatch, dies):
+    every_two_steps(monkeypatch)
+    of = replace(study(), recipe=replace(study().recipe, rates=(1e-2,)))
+    of = replace(of, methods=[replace(method, starts=3) for method in of.methods if method.name == "adtn"])
+    of = replace(of, methods=[study().methods[0], *of.methods])
+    seeds, trained = [], Job._trained
+
+    def spy(self, *given, seed=None):
+        seeds.append(seed)
+        return trained(self, *given, seed=seed)
+
+    monkeypatch.setattr(Job, "_trained", spy)
+    one = job("adtn", of=of)
+    whole = one.run(data(), Terms(tmp_path / "whole"))
+    losses = one.state(Terms(tmp_path / "whole"), 72).values["losses"]
+    assert (
+        seeds[:3] == [0, 100, 200] and seeds[3] == int(min(losses, key=losses.get)) and len(set(losses.values())) == 3
+    )
+
+    terms = Terms(tmp_path / "killed", every=1.0)
+    dies(17)  # in the second trial of twelve steps
+    with pytest.raises(Killed):
+        one.run(data(), terms)
+    seeds.clear()
+    assert finished(one.run(data(), terms)) == finished(whole)
+    assert seeds == [100, 200, int(min(losses, key=losses.get))]
 
 
 KILL = """

@@ -1,7 +1,6 @@
-"""Batches, splits and cached features."""
+"""Batches, splits, training and cached features."""
 
-import math
-import time
+import copy
 
 import numpy as np
 import pytest
@@ -11,8 +10,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402 - after the check that torch is here
 
 from benchmarks.papers.features import features, standardized, trunk  # noqa: E402
-from benchmarks.papers.train import Batches, Data, Recipe, Split, accuracy, fit, split  # noqa: E402
+from benchmarks.papers.segments import Segments, go_on, pace  # noqa: E402
+from benchmarks.papers.train import Data, Recipe, Split, accuracy, once, split  # noqa: E402
 from tnc.demo.data import Images  # noqa: E402
+
+RECIPE = Recipe(epochs=1, batch=4, rates=(1e-2,))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def _arrays(data):
 
 def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed(data):
     def orders(seed):
-        batches = Batches(data, data.train, batch=4, steps=8, seed=seed)
+        batches = Segments(data, RECIPE, steps=8, seed=seed, length=8)
         flat = torch.cat([x for x, _ in batches]).flatten(1).sum(1)
         return flat[:16], flat[16:]
 
@@ -51,8 +53,7 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_the_seed(data):
 
 def test_augmented_images_are_shifted_by_at_most_four_pixels_and_flipped_or_not(data):
     plain = data.prepared(data.train.x)
-    batches = Batches(data, data.train, batch=16, steps=1, seed=3, augmented=True, shuffled=False)
-    ((made, _),) = batches
+    ((made, _),) = once(data, data.train, seed=3)
     wide = nn.functional.pad(plain, [4] * 4)
     crops = [[side[:, :, a : a + 8, b : b + 8] for a in range(9) for b in range(9)] for side in (wide, wide.flip(3))]
     flips = [any(torch.equal(crop[k], made[k]) for crop in crops[1]) for k in range(16)]
@@ -60,23 +61,13 @@ def test_augmented_images_are_shifted_by_at_most_four_pixels_and_flipped_or_not(
     assert all(a or b for a, b in zip(flips, stays, strict=True)) and any(flips) and any(stays)
 
 
-def test_training_stops_at_the_deadline_and_counts_what_it_took(data):
-    model, recipe = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), Recipe(epochs=1, batch=4, rates=(1e-2,))
-    assert fit(model, Batches(data, data.train, batch=4, steps=30), recipe, 1e-2) == 30
+def test_training_learns_and_its_pace_is_measured_on_a_copy(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    before = copy.deepcopy(model.state_dict())
+    assert pace(model, data, RECIPE) > 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    go_on(model, Segments(data, RECIPE, steps=30, seed=0, length=30), 1e-2, None)
     assert accuracy(model, data, data.train) == 1.0
-    assert fit(model, Batches(data, data.train, batch=4, steps=30, deadline=time.perf_counter()), recipe, 1e-2) == 1
-
-
-@pytest.mark.parametrize("total", [90, 700, 1600, 1601, 2000, 50_000])
-@pytest.mark.parametrize("rates", [(1e-3,), (1e-3, 1e-2)])
-def test_a_schedule_that_is_affordable_takes_the_steps_there_are_trials_included(rates, total):
-    recipe = Recipe(epochs=1, batch=1, rates=rates)
-
-    def taken(steps):
-        return 3 * steps + sum(recipe.trial(steps) for _ in rates if len(rates) > 1)
-
-    steps = recipe.affordable(total, 3)
-    assert taken(steps - 1) < total < taken(steps + 2)  # to within the rounding of a trial
 
 
 def test_a_trial_is_a_fifth_of_the_steps_and_never_so_few_that_it_says_nothing():
@@ -84,7 +75,7 @@ def test_a_trial_is_a_fifth_of_the_steps_and_never_so_few_that_it_says_nothing()
     assert [recipe.trial(steps) for steps in (50, 364, 1000, 2812)] == [50, 200, 200, 562]
 
 
-def test_features_are_computed_once_and_augmented_copies_stop_at_the_deadline(data, tmp_path):
+def test_features_are_computed_once(data, tmp_path):
     calls = []
 
     def made():
@@ -93,12 +84,12 @@ def test_features_are_computed_once_and_augmented_copies_stop_at_the_deadline(da
         head = nn.Linear(4, 2)
         return trunk(nn.ModuleDict({"features": nn.Conv2d(3, 4, 8), "classifier": head}))
 
-    late = features(data, made, tmp_path, copies=3, deadline=0.0)
-    assert late.train.x.shape == (16, 4) and late.test.x.shape == (6, 4) and len(calls) == 1
-    full = features(data, made, tmp_path, copies=3, deadline=math.inf)
+    plain = features(data, made, tmp_path, copies=1)
+    assert plain.train.x.shape == (16, 4) and plain.test.x.shape == (6, 4) and len(calls) == 1
+    full = features(data, made, tmp_path, copies=3)
     assert full.train.x.shape == (48, 4) and torch.equal(full.train.y, data.train.y.repeat(3))
-    assert torch.equal(full.train.x[:16], late.train.x) and not torch.allclose(full.train.x[16:32], late.train.x)
-    again = features(data, made, tmp_path, copies=3, deadline=0.0)
+    assert torch.equal(full.train.x[:16], plain.train.x) and not torch.allclose(full.train.x[16:32], plain.train.x)
+    again = features(data, made, tmp_path, copies=3)
     assert torch.equal(again.train.x, full.train.x) and len(calls) == 2
     expected = made()(data.prepared(data.test.x)).flatten(1)
     torch.testing.assert_close(again.test.x, expected.detach())
@@ -121,7 +112,7 @@ def test_smoothed_labels_keep_outputs_finite(data):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
         recipe = Recipe(epochs=1, batch=16, rates=(1e-2,), smoothing=smoothing)
-        fit(model, Batches(data, data.train, batch=16, steps=600), recipe, 1e-2)
+        go_on(model, Segments(data, recipe, steps=600, seed=0, length=600), 1e-2, None)
         top = model(data.prepared(data.train.x)).detach().topk(2).values
         gaps.append(float((top[:, 0] - top[:, 1]).mean()))
         assert ("smoothed by 0.1" in str(recipe)) == bool(smoothing)

@@ -171,6 +171,23 @@ def test_a_missing_file_is_named(places):
         trained.resnet(20, "cifar100")
 
 
+def test_convolutions_start_as_they_were_trained(monkeypatch):
+    torch.manual_seed(0)
+    given = networks.build("vgg16-bn").eval()
+    for name, value in given.state_dict().items():
+        if "running" in name or name.endswith("bias"):
+            value.copy_(torch.rand_like(value) + 0.5)
+    monkeypatch.setattr(trained, "vgg16_bn", lambda: given)
+    made = trained.start_convolutions(networks.build("vgg16").eval(), ("5_1",))
+    blocks = [nn.Sequential(*list(model.get_submodule("features"))[:7]) for model in (given, made)]  # up to block 2
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(blocks[1](images), blocks[0](images))
+    ours, theirs = (dict(model.get_submodule("features").named_children()) for model in (made, given))
+    assert torch.equal(ours["conv3_3"].weight[..., 0, 0], theirs["conv3_3"].weight[..., 1, 1])
+    assert not torch.equal(ours["conv5_1"].weight, theirs["conv5_1"].weight)
+
+
 @real_resnets
 @pytest.mark.parametrize(("depth", "published"), [(20, 0.9173), (32, 0.9263)])
 def test_a_sample_agrees_with_the_published_accuracy(monkeypatch, depth, published):

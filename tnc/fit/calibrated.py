@@ -196,7 +196,7 @@ def _rank(error: float) -> float:
 
 
 def whitened(x: Array, network: Network, metric: Metric | Array) -> Array:
-    """The weight times the square root of a metric, for ranks that are chosen by singular values.
+    """The weight times a root of a metric, for ranks that are chosen by singular values.
 
     Where one core has all indices of a factor, its exact root is used. Elsewhere it is that of partial traces over the
     indices, so that indices of different cores are not mixed.
@@ -220,7 +220,7 @@ def whitened(x: Array, network: Network, metric: Metric | Array) -> Array:
 
 
 class _Scales(NamedTuple):
-    """Square roots of matrices over indices of a network, and their pseudoinverses."""
+    """Roots of matrices over indices of a network, and their pseudoinverses."""
 
     indices: tuple[tuple[str, ...], ...]  # of each root; one core has all of them
     roots: tuple[Array, ...]
@@ -245,7 +245,7 @@ class _Scales(NamedTuple):
 
 
 def _times(x: Array, held: Indices, indices: Indices, matrix: Array, network: Network) -> Array:
-    """An array times a symmetric matrix, or the diagonal of one, over some of its indices."""
+    """An array times a matrix from the right, or the diagonal of one, over some of its indices."""
     xp = array_namespace(x)
     sizes = tuple(network.sizes[i] for i in indices)
     if matrix.ndim == 1:

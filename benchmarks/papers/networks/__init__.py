@@ -47,6 +47,7 @@ SPECS = {
     "resnet32": Spec(partial(resnet, 32), 3, 32),
     "resnet56": Spec(partial(resnet, 56), 3, 32),
     "wrn-28-10": Spec(partial(wrn, blocks=4, widen=10), 3, 32),
+    "wrn-16-4": Spec(partial(wrn, blocks=2, widen=4), 3, 32),
     "wrn-20-4": Spec(partial(wrn, blocks=3, widen=4), 3, 32),
     "wrn-20-4-map": Spec(partial(wrn, blocks=3, widen=4, maps=True), 3, 32),
     "densenet": Spec(densenet, 3, 32),
