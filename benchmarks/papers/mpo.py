@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.papers import features
 from benchmarks.papers.changes import Format, chained, find, svd
 from benchmarks.papers.study import Method, Study
 from benchmarks.papers.train import Data, Recipe, split
@@ -70,7 +71,7 @@ def build(net: str) -> nn.Module:
 
 
 def started(fresh: Sequence[str], net: str) -> nn.Module:
-    """A VGG whose convolutions have trained weights, but for those that an MPO replaces; without values on meta."""
+    """A VGG whose convolutions have trained weights, except the `fresh` ones. On the meta device it has no values."""
     from benchmarks.papers import trained
 
     model = build(net)
@@ -82,13 +83,6 @@ def load(name: str) -> Data:
     from benchmarks.papers import data
 
     return split(data.load(name))
-
-
-def unscaled() -> Data:
-    """CIFAR-10 with pixels from 0 to 1, as the convolutions of `started` were trained on."""
-    from benchmarks.papers import data, trained
-
-    return split(data.load("cifar10"), mean=trained.UNIT.mean, std=trained.UNIT.std)
 
 
 def layers(model: nn.Module, modes: Mapping[tuple[int, int], Modes]) -> dict[str, Format]:
@@ -188,7 +182,7 @@ def studies() -> list[Study]:
                 mapped=f"{net}-map",
                 dense=dense,
                 make=partial(started, fresh),
-                load=unscaled,
+                load=features.images,
                 note=STARTED,
             )
             for net, ours, dense, fresh in (
