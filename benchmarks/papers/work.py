@@ -255,7 +255,8 @@ class Job:
         if not self.method.trained:
             return model, 0.0
         _check_start(state, model, f"{part}start")
-        _lay_out(model)
+        for network in (model, dense):
+            _lay_out(network, terms.autocast)
         recipe = terms.recipe(self.study)
         state.put(**self._pace(state.values, model, data, terms, dense))
         length = max(1, min(steps, round(terms.every / state.values["seconds_per_step"])))
@@ -274,14 +275,17 @@ class Job:
         return model, go_on(model, batches, rate, file, dense, terms.autocast, self.method.core_rate)
 
     def _made(self, dense: nn.Module | None, data: Data, terms: Terms) -> nn.Module:
-        """The network before training. A calibrated fit takes minutes, so it is kept for the trials and the run."""
+        """The network before training. A calibrated fit takes minutes, so it is kept for the trials and the run.
+
+        In mixed precision kernels are rebuilt. A step through the cores, between which maps are copied, would take half
+        as long again.
+        """
         file = self._fit(data, terms)
-        if dense is not None and file.is_file():
-            return tnc.nn.load(copy.deepcopy(dense), file)
-        model = self.method.made(dense, data)
-        if self.method.start == "calibrated":
-            tnc.nn.save(model, file)
-        return model
+        if self.method.start != "calibrated" or self.method.narrow:
+            return self.method.made(dense, data)
+        if not file.is_file():
+            tnc.nn.save(self.method.made(dense, data), file)
+        return tnc.nn.load(copy.deepcopy(dense), file, execution="dense" if terms.autocast else "auto")
 
     def _fit(self, data: Data, terms: Terms) -> Path:
         """Where the calibrated fit of this run is kept until the run ends."""
@@ -302,14 +306,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.]+", "-", name).strip("-")
 
 
-def _lay_out(model: nn.Module) -> None:
-    """Put the channels of dense convolutions last, which makes a step on a CPU a third shorter.
+def _lay_out(model: nn.Module | None, reduced: torch.dtype | None) -> None:
+    """Put the channels of convolutions last, which makes a step of a dense one on a CPU a third shorter.
 
-    Beside convolutions with cores, whose weights are made anew in every step, it brings nothing.
+    In mixed precision (`reduced`) convolutions with cores rebuild their kernels, so that the same holds for them. At
+    full precision they do not, and it brings nothing.
     """
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if all(type(layer) is nn.Conv2d for layer in convolutions):
-        for layer in convolutions:
+    layers = [] if model is None else [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if reduced or all(type(layer) is nn.Conv2d for layer in layers):
+        for layer in layers:
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -72,15 +72,18 @@ def test_training_learns_and_its_pace_is_measured_on_a_copy(data):
     assert accuracy(model, data, data.train) == 1.0
 
 
-def test_channels_are_last_where_all_convolutions_are_dense():
+@pytest.mark.parametrize(
+    ("factorized", "reduced", "last"),
+    [(False, None, True), (False, torch.bfloat16, True), (True, None, False), (True, torch.bfloat16, True)],
+)
+def test_channels_are_last_where_kernels_are_dense_or_rebuilt(factorized, reduced, last):
     x = torch.rand(2, 4, 8, 8)
-    for decompositions, last in (([], True), ([tnc.Rule("1.weight", "svd", 2)], False)):
-        model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
-        model = tnc.nn.tensorize(model, decompositions) if decompositions else model
-        before = model(x).detach()
-        _lay_out(model)
-        assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == last
-        torch.testing.assert_close(model(x).detach(), before)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
+    model = tnc.nn.tensorize(model, tnc.Rule("1.weight", "svd", 2)) if factorized else model
+    before = model(x).detach()
+    _lay_out(model, reduced)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == last
+    torch.testing.assert_close(model(x).detach(), before)
 
 
 def test_a_trial_is_a_fifth_of_the_steps_and_never_so_few_that_it_says_nothing():
