@@ -52,10 +52,10 @@ WRN: dict[tuple[int, int], Modes] = {
 }
 DENSENET: dict[tuple[int, int], Modes] = {(10, 448): ((1, 5, 2, 1), (4, 4, 7, 4), 4)}
 
-# Short schedules that reach what the networks can; the paper's 500 epochs of plain SGD are out of a CPU's reach.
+# Schedules that a CPU can finish; the paper's 500 epochs of plain SGD are out of its reach.
 MNIST = Recipe(epochs=30, batch=100, rates=(1e-3, 3e-3, 1e-2))
 LENET = Recipe(epochs=20, batch=100, rates=(3e-3, 1e-2, 2e-2))
-CIFAR = Recipe(epochs=100, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
+CIFAR = Recipe(epochs=10, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
 STARTED = """\
 All rows start alike: the convolutions that stay dense begin with the weights of a VGG-16-BN trained on CIFAR-10
 (92.25 % with its own head), where that has them, and the 1 × 1 convolutions with the middle of its kernels. Replaced
