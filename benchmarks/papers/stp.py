@@ -49,7 +49,7 @@ WIDE = {16: (4, 4), 160: (4, 8, 5), 320: (8, 8, 5), 640: (8, 16, 5)}
 WIDE_4 = {16: (4, 4), 64: (4, 4, 4), 128: (4, 8, 4), 256: (8, 8, 4)}
 BUDGETS = ("tt", "tucker", "cp", "auto")
 """Formats that get the size of the paper's semi-tensor train, with ranks by a budget."""
-HEAL = Recipe(epochs=10, batch=128, rates=(1e-3, 5e-3), decay=1e-2, augmented=True, taught=True)
+HEAL = Recipe(epochs=10, batch=128, rates=(1e-3, 5e-3, 2e-2), decay=1e-2, augmented=True, taught=True)
 
 Modes = Mapping[int, tuple[int, ...]]
 
