@@ -14,7 +14,7 @@ from tnc.nn.training.first import First
 from tnc.nn.training.heal_rate import HEALING_RATES, Trials
 from tnc.nn.training.normalization import are_better, has_statistics
 from tnc.nn.training.objective import Task
-from tnc.nn.training.trial import trial_steps
+from tnc.nn.training.trial import above, trial_steps
 
 __all__ = ["Wanted"]
 
@@ -77,7 +77,7 @@ class Wanted(NamedTuple):
         rate, result = trials.best(HEALING_RATES, frozen)
         if is_asked and frozen and _result_without(trials, rate) <= result:
             # The model is soon as good with the statistics of its batches, and these allow larger rates.
-            return trials.best((rate, *(other for other in HEALING_RATES if other > rate)), False)[0], False
+            return trials.best([rate, *above(rate)], frozen=False)[0], False
         return rate, frozen
 
 
