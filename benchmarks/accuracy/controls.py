@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.accuracy.moments import Root, collected, groups, root, second_moments
-from benchmarks.accuracy.subject import Forward, Made, Row, matched
+from benchmarks.accuracy.subject import Forward, Made, Row
+from benchmarks.papers.changes import matched
 
 __all__ = ["CONTROLS", "aa_svd", "svd", "svd_llm", "tucker", "tucker2_calibrated"]
 

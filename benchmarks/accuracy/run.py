@@ -16,7 +16,8 @@ from benchmarks.accuracy.networks import SUBJECTS
 from benchmarks.accuracy.ours import REFINED
 from benchmarks.accuracy.rows import DENSE, ROWS
 from benchmarks.accuracy.state import Key, State
-from benchmarks.accuracy.subject import Row, Subject, matched
+from benchmarks.accuracy.subject import Row, Subject
+from benchmarks.papers.changes import matched
 from benchmarks.papers.study import stamp
 
 __all__ = ["measure", "run"]

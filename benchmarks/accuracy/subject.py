@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["Forward", "Made", "Row", "Subject", "call", "matched"]
+__all__ = ["Forward", "Made", "Row", "Subject", "call"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """``forward(model, batch)``: how a batch of calibration inputs is put through a network."""
@@ -81,10 +80,3 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-def matched(model: nn.Module, weights: str) -> dict[str, nn.Parameter]:
-    """The parameters of at least two axes that one of the globs matches, in the order of the model."""
-    globs = weights.split()
-    named = ((name, weight) for name, weight in model.named_parameters() if weight.ndim > 1)
-    return {name: weight for name, weight in named if any(fnmatchcase(name, glob) for glob in globs)}

@@ -50,7 +50,7 @@ nine tenths of the training images, and the test images are scored once.
 
 HEAD = Recipe(epochs=1, batch=128, rates=(1e-3,), smoothing=0.1)
 TAIL = replace(HEAD, epochs=2)
-CIFAR = Recipe(epochs=60, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
+CIFAR = Recipe(epochs=10, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
 FEW = Recipe(epochs=15, batch=128, rates=(1e-3,))
 VGG16 = [(4096, 512), (4096, 4096)]
 """Shapes of the weights that the paper replaces: 2^21 and 2^24 entries."""

@@ -15,7 +15,6 @@ import tnc
 from tnc.nn.layers.cores import Cores
 
 __all__ = [
-    "CALIBRATION",
     "Budgeted",
     "Format",
     "Layers",
@@ -58,16 +57,18 @@ Layers = Mapping[str, Format]
 
 
 class Budgeted(NamedTuple):
-    """One size for all weights that a pattern matches, whose ranks a budget chooses."""
+    """A number of parameters for all weights that a glob matches together. A budget chooses their ranks."""
 
     weights: str
     decomposition: str
     size: int
 
 
-def matched(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
-    """The matrices and kernels of a model whose names match a pattern."""
-    return {name: weight for name, weight in model.named_parameters() if weight.ndim > 1 and fnmatchcase(name, pattern)}
+def matched(model: nn.Module, weights: str) -> dict[str, nn.Parameter]:
+    """The parameters of at least two axes that one of the globs matches, in the order of the model."""
+    globs = weights.split()
+    named = ((name, weight) for name, weight in model.named_parameters() if weight.ndim > 1)
+    return {name: weight for name, weight in named if any(fnmatchcase(name, glob) for glob in globs)}
 
 
 def find(model: nn.Module, shape: tuple[int, ...], last: int | None = None) -> list[str]:
@@ -110,21 +111,16 @@ def compressed(model: nn.Module, layers: Layers) -> nn.Module:
     return tnc.compress(model, rules(layers))
 
 
-CALIBRATION = 512
-"""Training images that fits in the metric of outputs see."""
-
-
 def calibrated(model: nn.Module, layers: Layers, inputs: Sequence[torch.Tensor]) -> nn.Module:
-    """Replace the weights by cores that keep the outputs of the layers for these inputs; bonds are clipped."""
+    """Replace the weights by cores that are fitted to the outputs of the layers for these inputs; bonds are clipped."""
     return tnc.compress(model, rules(layers), data=inputs)
 
 
 def budgeted(model: nn.Module, wanted: Budgeted, inputs: Sequence[torch.Tensor]) -> nn.Module:
-    """Replace the weights by cores with at most so many parameters, ranks divided over them by the outputs."""
+    """Replace the weights by cores that are fitted in the same way, with at most so many parameters in all."""
     dense = sum(weight.numel() for weight in matched(model, wanted.weights).values())
-    return tnc.compress(
-        model, [tnc.Rule(wanted.weights, wanted.decomposition, tnc.Budget(wanted.size / dense))], data=inputs
-    )
+    rule = tnc.Rule(wanted.weights, wanted.decomposition, tnc.Budget(wanted.size / dense))
+    return tnc.compress(model, [rule], data=inputs)
 
 
 def aligned(model: nn.Module, layers: Layers, steps: int = 40, rate: float = 0.3) -> nn.Module:

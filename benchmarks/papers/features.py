@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.papers.train import Data, Split, device, once, split
 from tnc.settings import cache_folder
 
-__all__ = ["COPIES", "features", "standardized", "tail", "tail_maps", "vgg16_bn"]
+__all__ = ["COPIES", "features", "images", "standardized", "tail", "tail_maps", "vgg16_bn"]
 
 COPIES = 2
 """Copies of the training images: the first one unchanged, the others flipped and shifted with seeds 1, 2, ..."""
@@ -25,14 +25,14 @@ def vgg16_bn(copies: int = COPIES) -> Data:
     from benchmarks.papers import trained
 
     kept = cache_folder() / "vgg16-bn-cifar10"
-    return standardized(features(_images(), lambda: trunk(trained.vgg16_bn()), kept, copies))
+    return standardized(features(images(), lambda: trunk(trained.vgg16_bn()), kept, copies))
 
 
-def _images() -> Data:
+def images() -> Data:
     """CIFAR-10 with pixels from 0 to 1, as that network takes them."""
-    from benchmarks.papers import data
+    from benchmarks.papers import data, trained
 
-    return split(data.load("cifar10"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return split(data.load("cifar10"), mean=trained.UNIT.mean, std=trained.UNIT.std)
 
 
 def tail_maps(copies: int = COPIES) -> Data:
@@ -40,7 +40,7 @@ def tail_maps(copies: int = COPIES) -> Data:
     from benchmarks.papers import trained
 
     kept = cache_folder() / "vgg16-bn-cifar10-maps"
-    return features(_images(), lambda: _divided(trained.vgg16_bn())[0], kept, copies)
+    return features(images(), lambda: _divided(trained.vgg16_bn())[0], kept, copies)
 
 
 def tail(head: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.papers import features
 from benchmarks.papers.changes import Format, chained, find, svd
 from benchmarks.papers.study import Method, Study
 from benchmarks.papers.train import Data, Recipe, split
@@ -51,10 +52,10 @@ WRN: dict[tuple[int, int], Modes] = {
 }
 DENSENET: dict[tuple[int, int], Modes] = {(10, 448): ((1, 5, 2, 1), (4, 4, 7, 4), 4)}
 
-# Short schedules that reach what the networks can; the paper's 500 epochs of plain SGD are out of a CPU's reach.
+# Schedules that a CPU can finish; the paper's 500 epochs of plain SGD are out of its reach.
 MNIST = Recipe(epochs=30, batch=100, rates=(1e-3, 3e-3, 1e-2))
 LENET = Recipe(epochs=20, batch=100, rates=(3e-3, 1e-2, 2e-2))
-CIFAR = Recipe(epochs=100, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
+CIFAR = Recipe(epochs=10, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
 STARTED = """\
 All rows start alike: the convolutions that stay dense begin with the weights of a VGG-16-BN trained on CIFAR-10
 (92.25 % with its own head), where that has them, and the 1 × 1 convolutions with the middle of its kernels. Replaced
@@ -70,7 +71,7 @@ def build(net: str) -> nn.Module:
 
 
 def started(fresh: Sequence[str], net: str) -> nn.Module:
-    """A VGG whose convolutions have trained weights, but for those that an MPO replaces; without values on meta."""
+    """A VGG whose convolutions have trained weights, except the `fresh` ones. On the meta device it has no values."""
     from benchmarks.papers import trained
 
     model = build(net)
@@ -82,13 +83,6 @@ def load(name: str) -> Data:
     from benchmarks.papers import data
 
     return split(data.load(name))
-
-
-def unscaled() -> Data:
-    """CIFAR-10 with pixels from 0 to 1, as the convolutions of `started` were trained on."""
-    from benchmarks.papers import data, trained
-
-    return split(data.load("cifar10"), mean=trained.UNIT.mean, std=trained.UNIT.std)
 
 
 def layers(model: nn.Module, modes: Mapping[tuple[int, int], Modes]) -> dict[str, Format]:
@@ -188,7 +182,7 @@ def studies() -> list[Study]:
                 mapped=f"{net}-map",
                 dense=dense,
                 make=partial(started, fresh),
-                load=unscaled,
+                load=features.images,
                 note=STARTED,
             )
             for net, ours, dense, fresh in (

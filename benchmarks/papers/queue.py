@@ -195,7 +195,6 @@ class Queue:
             "schedule": self.terms.schedule(job.study),
             "steps": runs[0]["steps"],
             "full_steps": full,
-            "budget_minutes": None,
             "rate": finished[0]["rate"],
             **({"one_seed": True} if runs[0]["seconds"] >= 60 * LONG else {}),
             **extra,

@@ -162,7 +162,8 @@ def _schedule(row: Row) -> str:
         if taken < row["full_steps"]:
             share = taken / row["full_steps"]
             how += f"; **shortened schedule**: {taken:,} of {row['full_steps']:,} steps ({share:.0%})"
-            how += f", budget {row['budget_minutes']} minutes" if row["budget_minutes"] else ""
+            # Old rows were made by a command that shortened schedules to a time.
+            how += f", budget {minutes} minutes" if (minutes := row.get("budget_minutes")) else ""
     versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
     return f"{how}. {row['date']}, {row['machine']}, {versions}."
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from benchmarks.papers.changes import Budgeted, Format, Layers, count, matched, saving, svd
-from benchmarks.papers.mpo import build
+from benchmarks.papers.mpo import CIFAR, build
 from benchmarks.papers.study import Method, Study
 from benchmarks.papers.train import Data, Recipe, split
 
 __all__ = ["INTRO", "TITLE", "alternatives", "studies"]
 
-TITLE = "Semi-tensor products: ResNet-32 and WRN-28-10"
+TITLE = "Semi-tensor products: ResNet-32 and wide ResNets"
 INTRO = """\
 Zhao, Liu, Huang and Zhu (2021, {cite}`zhao2021stp`) publish, at 2 % loss of accuracy on CIFAR-10, compression
 factors of 3× and 9× for a ResNet in TT and STT form at rank 14, and of 99× and 179× for a wide ResNet in TR and STR
@@ -49,8 +49,7 @@ WIDE = {16: (4, 4), 160: (4, 8, 5), 320: (8, 8, 5), 640: (8, 16, 5)}
 WIDE_4 = {16: (4, 4), 64: (4, 4, 4), 128: (4, 8, 4), 256: (8, 8, 4)}
 BUDGETS = ("tt", "tucker", "cp", "auto")
 """Formats that get the size of the paper's semi-tensor train, with ranks by a budget."""
-HEAL = Recipe(epochs=10, batch=128, rates=(1e-3, 5e-3), decay=1e-2, augmented=True, taught=True)
-FRESH = Recipe(epochs=100, batch=100, rates=(1e-3,), decay=5e-2, augmented=True)
+HEAL = Recipe(epochs=10, batch=128, rates=(1e-3, 5e-3, 2e-2), decay=1e-2, augmented=True, taught=True)
 
 Modes = Mapping[int, tuple[int, ...]]
 
@@ -182,7 +181,7 @@ def compared(
     beside: str,
     budgets: str,
 ) -> Iterator[Method]:
-    """The methods, other formats of the size of `beside` if there are trained `budgets`, and two controls of it."""
+    """The methods, and controls of the size of `beside`. A glob `budgets` adds formats with a budget."""
     with torch.device("meta"):
         model = made()
     sizes = {name: form.network(model.get_parameter(name).shape).n_params for name, form in layers[beside].items()}
@@ -216,7 +215,7 @@ def study(
 ) -> Study:
     """One network: dense, compressed by every method, and the controls.
 
-    A network that comes trained has a pattern `budgets` for the weights that a budget may take.
+    A network that comes trained has a glob `budgets`: the weights whose ranks a budget may choose.
     """
     given = bool(budgets)
     with torch.device("meta"):
@@ -225,7 +224,7 @@ def study(
         Method("dense", "dense", made, start="dense", trained=not given),
         *compared(made, "calibrated" if given else "fresh", chosen(model), published, beside, budgets),
     ]
-    recipe = HEAL if given else FRESH
+    recipe = HEAL if given else CIFAR
     return Study(net, "cifar10", (list(kernels(model)), made), rows, recipe, load, note=f"Rank {rank}.")
 
 

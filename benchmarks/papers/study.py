@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from benchmarks.papers.changes import (
-    CALIBRATION,
     Budgeted,
     Layers,
     aligned,
@@ -51,7 +50,7 @@ class Method:
     narrow : mapping
         For the control with fewer units: the parameters allowed per layer.
     budget : Budgeted, optional
-        In place of `layers`: one size for all weights, which is counted although up to 1 % of it may be left over.
+        In place of `layers`: one size for all weights. This size is counted; up to 1 % of it may be left over.
     start : {"fresh", "fit", "calibrated", "aligned", "dense"}
         How training starts: from random cores; from cores fitted to the weights of the trained dense network, or to the
         outputs of its layers; from random cores aligned with those weights; or without cores.
@@ -97,7 +96,7 @@ class Method:
         if self.narrow:
             return narrowed(model, self.narrow)
         if self.start == "calibrated":
-            assert data is not None
+            assert data is not None  # who asks for a calibrated fit has inputs
             inputs = _drawn(data)
             return budgeted(model, self.budget, inputs) if self.budget else calibrated(model, self.layers, inputs)
         if self.layers:
@@ -107,6 +106,10 @@ class Method:
             for name in self.layers:
                 model.get_submodule(name.removesuffix(".weight")).tnc_weight.requires_grad_(False)
         return model
+
+
+CALIBRATION = 512
+"""Training images that calibrated fits see."""
 
 
 def _drawn(data: Data) -> list[torch.Tensor]:

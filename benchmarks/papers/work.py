@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import time
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+import tnc
 from benchmarks.papers.segments import EVERY, Paused, Segments, go_on, pace
 from benchmarks.papers.state import State
 from benchmarks.papers.study import Method, Row, Study
@@ -163,7 +165,7 @@ class Job:
         dense = self.dense(self.seed).network(data, terms) if self.needs_dense else None
         rate = self.rate(data, terms)
         steps = terms.steps(self.study, len(data.train.y))
-        seed = self.start(state, data, terms, rate)
+        seed = self.start(state, data, terms, rate, dense)
         model, seconds = self._trained(state, data, terms, rate, steps, dense, seed=seed)
         scores = {"validation": accuracy(model, data, data.validation), "accuracy": accuracy(model, data, data.test)}
         if self.method.kind == "dense":
@@ -171,7 +173,8 @@ class Job:
         steps *= self.method.trained
         run = {"seed": self.seed, **scores, "steps": steps, "seconds": round(seconds, 1)}
         state.put(run=run, rate=rate)
-        state.beside("safetensors").unlink(missing_ok=True)
+        for file in (state.beside("safetensors"), self._fit(data, terms)):
+            file.unlink(missing_ok=True)
         return run
 
     def network(self, data: Data, terms: Terms) -> nn.Module:
@@ -217,17 +220,17 @@ class Job:
             state.beside(f"{key}.safetensors").unlink(missing_ok=True)
         return max(recipe.rates, key=lambda rate: scores[f"{rate:g}"])
 
-    def start(self, state: State, data: Data, terms: Terms, rate: float) -> int:
+    def start(self, state: State, data: Data, terms: Terms, rate: float, dense: nn.Module | None) -> int:
         """The seed of the weights: that of the random start with the least validation loss after a short schedule."""
-        losses: dict[str, float] = dict(state.values.get("losses", {}))
         if self.method.starts == 1:
             return self.seed
+        losses: dict[str, float] = dict(state.values.get("losses", {}))
         steps = terms.recipe(self.study).trial(terms.steps(self.study, len(data.train.y)), START_TRIAL)
         seeds = [self.seed + SEEDS_APART * number for number in range(self.method.starts)]
         for seed in seeds:
             if (key := str(seed)) in losses:
                 continue
-            model, _ = self._trained(state, data, terms, rate, steps, None, f"start{key}.", seed=seed)
+            model, _ = self._trained(state, data, terms, rate, steps, dense, f"start{key}.", seed=seed)
             losses[key] = loss(model, data, data.validation)
             state.put(losses=losses)
             state.beside(f"start{key}.safetensors").unlink(missing_ok=True)
@@ -248,11 +251,12 @@ class Job:
         if time.perf_counter() > terms.deadline:
             raise Paused
         torch.manual_seed(self.seed if seed is None else seed)
-        model = self.method.made(dense, data).to(device())
+        model = self._made(dense, data, terms).to(device())
         if not self.method.trained:
             return model, 0.0
         _check_start(state, model, f"{part}start")
-        _lay_out(model)
+        for network in (model, dense):
+            _lay_out(network, terms.autocast)
         recipe = terms.recipe(self.study)
         state.put(**self._pace(state.values, model, data, terms, dense))
         length = max(1, min(steps, round(terms.every / state.values["seconds_per_step"])))
@@ -270,6 +274,23 @@ class Job:
         )
         return model, go_on(model, batches, rate, file, dense, terms.autocast, self.method.core_rate)
 
+    def _made(self, dense: nn.Module | None, data: Data, terms: Terms) -> nn.Module:
+        """The network before training. A calibrated fit takes minutes, so it is kept for the trials and the run.
+
+        In mixed precision kernels are rebuilt. A step through the cores, between which maps are copied, would take half
+        as long again.
+        """
+        file = self._fit(data, terms)
+        if self.method.start != "calibrated" or self.method.narrow:
+            return self.method.made(dense, data)
+        if not file.is_file():
+            tnc.nn.save(self.method.made(dense, data), file)
+        return tnc.nn.load(copy.deepcopy(dense), file, execution="dense" if terms.autocast else "auto")
+
+    def _fit(self, data: Data, terms: Terms) -> Path:
+        """Where the calibrated fit of this run is kept until the run ends."""
+        return self.state(terms, len(data.train.y)).beside("fit.safetensors")
+
     def _pace(
         self, known: Mapping[str, Any], model: nn.Module, data: Data, terms: Terms, dense: nn.Module | None
     ) -> dict[str, float]:
@@ -285,14 +306,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.]+", "-", name).strip("-")
 
 
-def _lay_out(model: nn.Module) -> None:
-    """Put the channels of dense convolutions last, which makes a step on a CPU a third shorter.
+def _lay_out(model: nn.Module | None, reduced: torch.dtype | None) -> None:
+    """Put the channels of convolutions last, which makes a step of a dense one on a CPU a third shorter.
 
-    Beside convolutions with cores, whose weights are made anew in every step, it brings nothing.
+    In mixed precision (`reduced`) convolutions with cores rebuild their kernels, so that the same holds for them. At
+    full precision they do not, and it brings nothing.
     """
-    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if all(type(layer) is nn.Conv2d for layer in convolutions):
-        for layer in convolutions:
+    layers = [] if model is None else [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    if reduced or all(type(layer) is nn.Conv2d for layer in layers):
+        for layer in layers:
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

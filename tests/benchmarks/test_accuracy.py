@@ -18,8 +18,9 @@ from benchmarks.accuracy.networks.images import labelled  # noqa: E402
 from benchmarks.accuracy.rows import ROWS  # noqa: E402
 from benchmarks.accuracy.sections import sections  # noqa: E402
 from benchmarks.accuracy.state import Key, State  # noqa: E402
-from benchmarks.accuracy.subject import Subject, matched  # noqa: E402
+from benchmarks.accuracy.subject import Subject  # noqa: E402
 from benchmarks.accuracy.table import page  # noqa: E402
+from benchmarks.papers.changes import matched  # noqa: E402
 from benchmarks.papers.train import Data, Split, accuracy  # noqa: E402
 from tnc.demo.data import DataError  # noqa: E402
 

@@ -124,6 +124,30 @@ def test_a_run_that_began_from_other_weights_does_not_go_on(tmp_path, monkeypatc
         job().run(data(), terms)
 
 
+@pytest.mark.parametrize(("other", "fitted"), [({}, 1), ({"layers": {}, "narrow": {"1.weight": 200}}, 0)])
+def test_a_calibrated_fit_is_made_once(tmp_path, monkeypatch, dies, other, fitted):
+    """Not for every rate, and not again after a kill. A narrow network in the same study has none."""
+    every_two_steps(monkeypatch)
+    of = study()
+    of = replace(of, methods=[of.methods[0], replace(of.methods[3], start="calibrated", **other)])
+    whole = job("svd", of=of).run(data(), Terms(tmp_path / "whole"))
+    made, fits = Method.made, []
+
+    def counted_made(self, dense, data=None):
+        fits.append(self.start)
+        return made(self, dense, data)
+
+    monkeypatch.setattr(Method, "made", counted_made)
+    terms = Terms(tmp_path / "killed", every=1.0)
+    dies(60)  # after the dense network and the trials of both rates
+    with pytest.raises(Killed):
+        job("svd", of=of).run(data(), terms)
+    assert len(list((tmp_path / "killed").rglob("*.fit.safetensors"))) == fitted
+    assert finished(job("svd", of=of).run(data(), terms)) == finished(whole)
+    assert not fitted or fits.count("calibrated") == 1
+    assert not list((tmp_path / "killed").rglob("*.fit.safetensors"))
+
+
 def test_of_several_starts_the_one_with_the_least_loss_goes_on(tmp_path, monkeypatch, dies):
     every_two_steps(monkeypatch)
     of = replace(study(), recipe=replace(study().recipe, rates=(1e-2,)))

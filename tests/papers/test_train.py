@@ -9,9 +9,11 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402 - after the check that torch is here
 
+import tnc  # noqa: E402
 from benchmarks.papers.features import features, standardized, trunk  # noqa: E402
 from benchmarks.papers.segments import Segments, go_on, pace  # noqa: E402
 from benchmarks.papers.train import Data, Recipe, Split, accuracy, once, split  # noqa: E402
+from benchmarks.papers.work import _lay_out  # noqa: E402
 from tnc.demo.data import Images  # noqa: E402
 
 RECIPE = Recipe(epochs=1, batch=4, rates=(1e-2,))
@@ -68,6 +70,20 @@ def test_training_learns_and_its_pace_is_measured_on_a_copy(data):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     go_on(model, Segments(data, RECIPE, steps=30, seed=0, length=30), 1e-2, None)
     assert accuracy(model, data, data.train) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("factorized", "reduced", "last"),
+    [(False, None, True), (False, torch.bfloat16, True), (True, None, False), (True, torch.bfloat16, True)],
+)
+def test_channels_are_last_where_kernels_are_dense_or_rebuilt(factorized, reduced, last):
+    x = torch.rand(2, 4, 8, 8)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
+    model = tnc.nn.tensorize(model, tnc.Rule("1.weight", "svd", 2)) if factorized else model
+    before = model(x).detach()
+    _lay_out(model, reduced)
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == last
+    torch.testing.assert_close(model(x).detach(), before)
 
 
 def test_a_trial_is_a_fifth_of_the_steps_and_never_so_few_that_it_says_nothing():

@@ -252,8 +252,8 @@ def _normalized(factor: Factor) -> Factor:
 def roots(matrix: Array) -> tuple[Array, Array]:
     """A root ``R`` of a positive semidefinite matrix ``R R^T``, and its pseudoinverse, in float64.
 
-    The root of a large and well-conditioned matrix is triangular, which takes a seventh of the time; other roots are
-    symmetric. Eigenvalues below 1e-12 of the largest one count as zero, so that singular matrices need no care.
+    The root of a large matrix that is far from singular is triangular, which takes a quarter of the time. Other roots
+    are symmetric. Eigenvalues below 1e-12 of the largest one count as zero, so that singular matrices need no care.
 
     Parameters
     ----------

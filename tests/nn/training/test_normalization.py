@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 
@@ -16,6 +17,7 @@ from torch import nn  # noqa: E402 - after the check that torch is here
 
 from tests.nn.clouds import QUIET, correct, loader, same, state  # noqa: E402
 from tnc import storage  # noqa: E402
+from tnc.nn.training.heal_rate import Trials  # noqa: E402
 
 
 def normed():
@@ -35,12 +37,16 @@ def statistics(model):
     return {name: x for name, x in state(model).items() if "running" in name or "tracked" in name}
 
 
+def of_one_class_each():
+    """Batches whose statistics serve no model."""
+    every = [(x, y) for x, y in loader(1000, 2, batch=200, shuffle=False)]
+    return [(x[y == k], y[y == k]) for x, y in every for k in range(10)]
+
+
 def test_statistics_that_serve_the_model_are_kept(dense):
     """The batches are of another kind than the test: what was learned about all classes would be lost with them."""
-    one = [(x, y) for x, y in loader(1000, 2, batch=200, shuffle=False)]
-    batches = [(x[y == k], y[y == k]) for x, y in one for k in range(10)]
     model = copy.deepcopy(dense)
-    history = tnc.nn.heal(model, batches, epochs=1, lr=1e-4, **QUIET)
+    history = tnc.nn.heal(model, of_one_class_each(), epochs=1, lr=1e-4, **QUIET)
     assert history.batch_norm == "frozen" and same(statistics(model), statistics(dense))
     assert not torch.equal(model[1].weight, dense[1].weight)  # its scale is trained
     assert correct(model, loader(500, 3)) > 0.9
@@ -134,6 +140,27 @@ def test_a_rate_that_is_found_does_not_change_the_choice(dense):
     history = tnc.nn.heal(found, data, epochs=1, **QUIET)
     assert history.batch_norm == tnc.nn.heal(given, data, epochs=1, lr=history.rate, **QUIET).batch_norm == "training"
     assert same(state(found), state(given))
+
+
+@pytest.mark.parametrize(("kept", "found"), [(1e-4, 3e-3), (3e-3, 3e-2)])
+@pytest.mark.parametrize("gain", [0.1, -0.1, None])
+def test_trials_without_the_statistics_may_win_and_then_choose_their_own_rate(dense, monkeypatch, gain, kept, found):
+    """With the statistics the rate `kept` is best. Without them `found` is; at `kept` they are better by `gain`."""
+
+    def result(trials, rate, frozen):
+        if frozen:
+            return 20 + math.log10(rate / kept) ** 2
+        if gain is None:
+            raise ValueError("Expected more than 1 value per channel when training")
+        return 20 - gain + math.log10(rate / found) ** 2 - math.log10(kept / found) ** 2
+
+    monkeypatch.setattr(Trials, "result", result)
+    model, batches = copy.deepcopy(dense), of_one_class_each()
+    history = tnc.nn.heal(model, batches, epochs=1, lr="auto", **QUIET)
+    assert (history.batch_norm, history.rate) == (("training", found) if gain == 0.1 else ("frozen", kept))
+    given = copy.deepcopy(dense)
+    tnc.nn.heal(given, batches, epochs=1, lr=history.rate, batch_norm=history.batch_norm, **QUIET)
+    assert same(state(model), state(given))
 
 
 def test_a_run_goes_on_with_the_choice_of_its_file(dense, tmp_path):

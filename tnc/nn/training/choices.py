@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tnc.nn.training.first import First
-from tnc.nn.training.heal_rate import find_rate
+from tnc.nn.training.heal_rate import HEALING_RATES, Trials
 from tnc.nn.training.normalization import are_better, has_statistics
 from tnc.nn.training.objective import Task
-from tnc.nn.training.trial import trial_steps
+from tnc.nn.training.trial import above, trial_steps
 
 __all__ = ["Wanted"]
 
@@ -73,5 +73,17 @@ class Wanted(NamedTuple):
             frozen = are_better(model, partial(task.goal, model, first.beginning))
         if self.lr != "auto":
             return self.lr, frozen
-        rate = find_rate(replace(task, frozen=frozen), model, parallel, first, optimizer, self.seed)
+        trials = Trials(task, model, parallel, first, optimizer, self.seed)
+        rate, result = trials.best(HEALING_RATES, frozen)
+        if is_asked and frozen and _result_without(trials, rate) <= result:
+            # The model is soon as good with the statistics of its batches, and these allow larger rates.
+            return trials.best([rate, *above(rate)], frozen=False)[0], False
         return rate, frozen
+
+
+def _result_without(trials: Trials, rate: float) -> float:
+    """The result of a trial in which batch normalization uses the statistics of its batches."""
+    try:
+        return trials.result(rate, frozen=False)
+    except ValueError:  # torch's, for a batch of one sample; the trial with kept statistics had none
+        return math.inf

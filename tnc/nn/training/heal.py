@@ -146,7 +146,7 @@ def heal(
     batch_norm : {"auto", "frozen", "training"}
         Whether batch normalization keeps its statistics during the training, or uses those of each batch. With
         ``"auto"`` they are kept if the model does much better with them on the first batches, as well-fitted networks
-        do. The history says which.
+        do. With ``lr="auto"``, moreover, a trial must end better with them. The history says which.
     schedule : callable
         The factor of `lr` as a function of the share of the training that is done. `cosine` rises first and ends at 0.
     patience : int, optional

@@ -1,8 +1,10 @@
-"""The learning rate of `heal`, found by short trials on the first batches."""
+"""Short trials of `heal` on the first batches, which find its learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,24 +16,14 @@ from tnc.nn.training.first import First
 from tnc.nn.training.objective import Task
 from tnc.nn.training.trial import RATES, best_rate, trial_factor
 
-__all__ = ["HEALING_RATES", "find_rate"]
+__all__ = ["HEALING_RATES", "Trials"]
 
 HEALING_RATES = (*RATES, 3e-3)
 """The rates that are tried. With labels there is more to learn than without, so that larger ones may do."""
 
 
-def find_rate(
-    task: Task,
-    model: nn.Module,
-    parallel: nn.Module,
-    first: First,
-    optimizer: Callable[[float], Optimizer],
-    seed: int,
-) -> float:
-    """The largest learning rate whose trial lowers the objective by a good part of what the best one does.
-
-    Every trial takes the same steps on the first batches, from the present state of the model, and returns to it. The
-    batches after them judge. `best_rate` says how large the part is.
+class Trials:
+    """Short trials of `heal`. Each takes the same steps on the first batches and returns; the batches after them judge.
 
     Parameters
     ----------
@@ -44,29 +36,72 @@ def find_rate(
         A new optimizer for a rate, with ``base`` in its groups.
     seed : int
         Of dropout.
-
-    Raises
-    ------
-    TncError
-        Every rate fails.
     """
-    start, steps = Snapshot(model), len(first.learned)
 
-    def factor(part: float) -> float:
-        return trial_factor(round(part * steps), steps)
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        parallel: nn.Module,
+        first: First,
+        optimizer: Callable[[float], Optimizer],
+        seed: int,
+    ) -> None:
+        self.task, self.model, self.parallel, self.first = task, model, parallel, first
+        self.optimizer, self.seed = optimizer, seed
+        self.start = Snapshot(model)
 
-    def attempt(rate: float) -> float:
-        torch.manual_seed(seed)
+    def result(self, rate: float, frozen: bool) -> float:
+        """The objective after a trial.
+
+        Parameters
+        ----------
+        rate : float
+            The learning rate.
+        frozen : bool
+            Whether batch normalization keeps its statistics.
+        """
+        steps = len(self.first.learned)
+
+        def factor(part: float) -> float:
+            return trial_factor(round(part * steps), steps)
+
+        torch.manual_seed(self.seed)
+        task = replace(self.task, frozen=frozen)
         try:
-            task.train(parallel, optimizer(rate), first.learned, factor, _nothing)
-            return task.goal(model, first.judging)
+            task.train(self.parallel, self.optimizer(rate), self.first.learned, factor, _nothing)
+            return task.goal(self.model, self.first.judging)
         finally:
-            start.restore()
+            self.start.restore()
 
-    rate, results = best_rate(HEALING_RATES, attempt, task.goal(model, first.judging))
-    if rate is None:
-        raise TncError(f"the loss is not finite after a few steps, with rates from {min(results):.2g}: repair the data")
-    return rate
+    def best(self, rates: Iterable[float], frozen: bool) -> tuple[float, float]:
+        """The largest learning rate whose trial lowers the objective by a good part of what the best one does.
+
+        `best_rate` says how large the part is.
+
+        Parameters
+        ----------
+        rates : iterable of float
+        frozen : bool
+            As in `result`.
+
+        Returns
+        -------
+        float, float
+            The rate, and the result of its trial.
+
+        Raises
+        ------
+        TncError
+            Every rate fails.
+        """
+        before = self.task.goal(self.model, self.first.judging)
+        rate, results = best_rate(rates, partial(self.result, frozen=frozen), before)
+        if rate is None:
+            raise TncError(
+                f"the loss is not finite after a few steps, with rates from {min(results):.2g}: repair the data"
+            )
+        return rate, results[rate]
 
 
 def _nothing() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from tnc.errors import TncError
 
-__all__ = ["RATES", "best_rate", "trial_factor", "trial_steps"]
+__all__ = ["RATES", "above", "best_rate", "trial_factor", "trial_steps"]
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 """The rates that are tried by default."""
@@ -65,12 +65,13 @@ def best_rate(
         results[rate] = _number(attempt(rate))
         if not results[rate] <= _HOPELESS * results[best()] or results[rate] == math.inf:
             break
-    edge, factors = (ordered[0], _LOWER) if best() == ordered[0] else (ordered[-1], _HIGHER)
-    for factor in factors:
+    edge, further = (
+        (ordered[0], _times(ordered[0], _LOWER)) if best() == ordered[0] else (ordered[-1], above(ordered[-1]))
+    )
+    for rate in further:
         if best() != edge:
             break
-        beyond = ordered[0] * factor if factors is _LOWER else ordered[-1] * factor
-        edge = float(f"{beyond:.6g}")  # 0.009, not 0.009000000000000001: a number to show and to give again
+        edge = rate
         results[edge] = _number(attempt(edge))
     if not math.isfinite(results[best()]):
         return None, results
@@ -90,6 +91,16 @@ def trial_factor(step: int, steps: int) -> float:
     rising = (step + 1) / (0.25 * steps)
     falling = (steps - step) / (0.5 * steps)
     return min(1.0, rising, falling)
+
+
+def above(rate: float) -> list[float]:
+    """Rates above one, to try where larger ones may be better."""
+    return _times(rate, _HIGHER)
+
+
+def _times(rate: float, factors: Iterable[float]) -> list[float]:
+    """Multiples of a rate as numbers to show and to give again: 0.009, not 0.009000000000000001."""
+    return [float(f"{rate * factor:.6g}") for factor in factors]
 
 
 def _number(result: float) -> float:
