@@ -256,7 +256,7 @@ class Job:
             return model, 0.0
         _check_start(state, model, f"{part}start")
         for network in (model, dense):
-            _lay_out(network, terms.autocast)
+            _lay_out(network, self._rebuilds(terms))
         recipe = terms.recipe(self.study)
         state.put(**self._pace(state.values, model, data, terms, dense))
         length = max(1, min(steps, round(terms.every / state.values["seconds_per_step"])))
@@ -275,17 +275,20 @@ class Job:
         return model, go_on(model, batches, rate, file, dense, terms.autocast, self.method.core_rate)
 
     def _made(self, dense: nn.Module | None, data: Data, terms: Terms) -> nn.Module:
-        """The network before training. A calibrated fit takes minutes, so it is kept for the trials and the run.
-
-        In mixed precision kernels are rebuilt. A step through the cores, between which maps are copied, would take half
-        as long again.
-        """
+        """The network before training. A calibrated fit takes minutes, so it is kept for the trials and the run."""
         file = self._fit(data, terms)
         if self.method.start != "calibrated" or self.method.narrow:
             return self.method.made(dense, data)
         if not file.is_file():
             tnc.nn.save(self.method.made(dense, data), file)
-        return tnc.nn.load(copy.deepcopy(dense), file, execution="dense" if terms.autocast else "auto")
+        return tnc.nn.load(copy.deepcopy(dense), file, execution="dense" if self._rebuilds(terms) else "auto")
+
+    def _rebuilds(self, terms: Terms) -> bool:
+        """Whether convolutions with cores rebuild their kernels in every step: those of calibrated fits in bfloat16.
+
+        A step through the cores would take half as long again, because maps are copied between them.
+        """
+        return self.method.start == "calibrated" and terms.autocast is not None
 
     def _fit(self, data: Data, terms: Terms) -> Path:
         """Where the calibrated fit of this run is kept until the run ends."""
@@ -306,14 +309,13 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9=.]+", "-", name).strip("-")
 
 
-def _lay_out(model: nn.Module | None, reduced: torch.dtype | None) -> None:
+def _lay_out(model: nn.Module | None, rebuilds: bool) -> None:
     """Put the channels of convolutions last, which makes a step of a dense one on a CPU a third shorter.
 
-    In mixed precision (`reduced`) convolutions with cores rebuild their kernels, so that the same holds for them. At
-    full precision they do not, and it brings nothing.
+    It helps convolutions with cores, too, if they rebuild their kernels (`rebuilds`). For others it brings nothing.
     """
     layers = [] if model is None else [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    if reduced or all(type(layer) is nn.Conv2d for layer in layers):
+    if rebuilds or all(type(layer) is nn.Conv2d for layer in layers):
         for layer in layers:
             layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

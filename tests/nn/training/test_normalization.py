@@ -145,19 +145,22 @@ def test_a_rate_that_is_found_does_not_change_the_choice(dense):
 @pytest.mark.parametrize(("kept", "found"), [(1e-4, 3e-3), (3e-3, 3e-2)])
 @pytest.mark.parametrize("gain", [0.1, -0.1, None])
 def test_trials_without_the_statistics_may_win_and_then_choose_their_own_rate(dense, monkeypatch, gain, kept, found):
-    """With the statistics the rate `kept` is best. Without them `found` is; at `kept` they are better by `gain`."""
+    """With the statistics `kept` is best. Without them `found` is, and at the rate `kept` the gain is `gain`."""
+    tried = []
 
     def result(trials, rate, frozen):
+        tried.append((rate, frozen))
         if frozen:
             return 20 + math.log10(rate / kept) ** 2
         if gain is None:
             raise ValueError("Expected more than 1 value per channel when training")
         return 20 - gain + math.log10(rate / found) ** 2 - math.log10(kept / found) ** 2
 
-    monkeypatch.setattr(Trials, "result", result)
+    monkeypatch.setattr(Trials, "_tried", result)
     model, batches = copy.deepcopy(dense), of_one_class_each()
     history = tnc.nn.heal(model, batches, epochs=1, lr="auto", **QUIET)
     assert (history.batch_norm, history.rate) == (("training", found) if gain == 0.1 else ("frozen", kept))
+    assert len(tried) == len(set(tried))  # no trial is made twice
     given = copy.deepcopy(dense)
     tnc.nn.heal(given, batches, epochs=1, lr=history.rate, batch_norm=history.batch_norm, **QUIET)
     assert same(state(model), state(given))

@@ -76,7 +76,7 @@ class Wanted(NamedTuple):
         trials = Trials(task, model, parallel, first, optimizer, self.seed)
         rate, result = trials.best(HEALING_RATES, frozen)
         if is_asked and frozen and _result_without(trials, rate) <= result:
-            # The model is soon as good with the statistics of its batches, and these allow larger rates.
+            # With the statistics of batches the model is as good after a few steps, and larger rates are possible.
             return trials.best([rate, *above(rate)], frozen=False)[0], False
         return rate, frozen
 

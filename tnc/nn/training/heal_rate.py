@@ -23,7 +23,9 @@ HEALING_RATES = (*RATES, 3e-3)
 
 
 class Trials:
-    """Short trials of `heal`. Each takes the same steps on the first batches and returns; the batches after them judge.
+    """Short trials of `heal`. Each takes the same steps on the first batches, and is judged by the batches after them.
+
+    After a trial the model is as it was.
 
     Parameters
     ----------
@@ -50,9 +52,10 @@ class Trials:
         self.task, self.model, self.parallel, self.first = task, model, parallel, first
         self.optimizer, self.seed = optimizer, seed
         self.start = Snapshot(model)
+        self.known: dict[tuple[float, bool], float] = {}
 
     def result(self, rate: float, frozen: bool) -> float:
-        """The objective after a trial.
+        """The objective after a trial, which is made once.
 
         Parameters
         ----------
@@ -61,6 +64,11 @@ class Trials:
         frozen : bool
             Whether batch normalization keeps its statistics.
         """
+        if (rate, frozen) not in self.known:
+            self.known[rate, frozen] = self._tried(rate, frozen)
+        return self.known[rate, frozen]
+
+    def _tried(self, rate: float, frozen: bool) -> float:
         steps = len(self.first.learned)
 
         def factor(part: float) -> float:

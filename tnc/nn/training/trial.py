@@ -65,10 +65,8 @@ def best_rate(
         results[rate] = _number(attempt(rate))
         if not results[rate] <= _HOPELESS * results[best()] or results[rate] == math.inf:
             break
-    edge, further = (
-        (ordered[0], _times(ordered[0], _LOWER)) if best() == ordered[0] else (ordered[-1], above(ordered[-1]))
-    )
-    for rate in further:
+    edge, factors = (ordered[0], _LOWER) if best() == ordered[0] else (ordered[-1], _HIGHER)
+    for rate in _times(edge, factors):
         if best() != edge:
             break
         edge = rate
